@@ -1,0 +1,239 @@
+"""The ground every program of this book stands on: errors, files, processes, devices.
+
+Importing this module does not import torch; the functions that need it do.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+class UserError(Exception):
+    """A situation the person at the keyboard can mend; its text is one line that says how."""
+
+
+def run_program(main: Callable[[], object]) -> None:
+    """Call `main`; turn a UserError into `error: …` on stderr and exit status 2, Ctrl-C into status 130."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def base_dir() -> Path:
+    """The folder of all corpora, tokenizers and checkpoints: $NANOCHAT_BASE_DIR, or ~/.cache/nanochat."""
+    chosen = os.environ.get("NANOCHAT_BASE_DIR")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "nanochat"
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write `data` (a str as UTF-8) to `path`, creating its folder; the file is never seen half written.
+
+    Raises UserError when the operating system refuses; `path` then holds what it held before.
+    """
+    raw = data.encode("utf-8") if isinstance(data, str) else data
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(draft, "wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free space, fix the permissions, "
+            "or set NANOCHAT_BASE_DIR to another folder"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of the processes this is: 0 ≤ rank < world_size; local_rank counts on this machine."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that prints and saves."""
+        return self.rank == 0
+
+
+def print0(*parts: object, end: str = "\n") -> None:
+    """Print in the first process only, and at once: a pipe must not hold back the progress of a run."""
+    if os.environ.get("RANK", "0") == "0":
+        print(*parts, end=end, flush=True)
+
+
+def init_ranks(device_type: str = "") -> Ranks:
+    """Read what torchrun says and join the other processes: over nccl for CUDA, over gloo otherwise.
+
+    Raises UserError when only some of RANK, LOCAL_RANK and WORLD_SIZE are set, or not to numbers that fit.
+    """
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    seen = {name: os.environ[name] for name in names if name in os.environ}
+    if not seen:
+        return Ranks()
+    whole = len(seen) == len(names) and all(value.isdecimal() for value in seen.values())
+    if not whole or int(seen["RANK"]) >= int(seen["WORLD_SIZE"]):
+        raise UserError(
+            f"the environment says {seen}, but RANK, LOCAL_RANK and WORLD_SIZE are needed as numbers, "
+            "RANK below WORLD_SIZE: unset them, or start with torchrun --nproc_per_node=N"
+        )
+    ranks = Ranks(*(int(seen[name]) for name in names))
+    if ranks.world_size == 1:
+        return ranks
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        cuda = device_type == "cuda" or (not device_type and torch.cuda.is_available())
+        dist.init_process_group("nccl" if cuda else "gloo")
+    return ranks
+
+
+def leave_ranks() -> None:
+    """Undo `init_ranks` at the end of a program; nothing to undo is fine."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+BUCKET_NUMBERS = 2**22
+
+
+def average_gradients(params: Iterable[torch.nn.Parameter], ranks: Ranks) -> None:
+    """Replace every parameter's gradient by its mean over all ranks.
+
+    All ranks must call this with the same parameters in the same order; a parameter without gradient is
+    skipped, and must then be without one on every rank.
+    """
+    if ranks.world_size == 1:
+        return
+    import torch
+    import torch.distributed as dist
+
+    def exchange(bucket: list[torch.Tensor]) -> None:
+        flat = torch.cat([grad.reshape(-1) for grad in bucket])
+        dist.all_reduce(flat)
+        flat /= ranks.world_size
+        parts = torch.split(flat, [grad.numel() for grad in bucket])
+        for grad, part in zip(bucket, parts, strict=True):
+            grad.copy_(part.view_as(grad))
+
+    bucket: list[torch.Tensor] = []
+    for param in params:
+        if param.grad is None:
+            continue
+        # Numbers of different formats do not share a bucket: cat would widen the narrower ones.
+        full = sum(grad.numel() for grad in bucket) + param.grad.numel() > BUCKET_NUMBERS
+        if bucket and (full or bucket[0].dtype != param.grad.dtype):
+            exchange(bucket)
+            bucket = []
+        bucket.append(param.grad)
+    if bucket:
+        exchange(bucket)
+
+
+def pick_device(device_type: str = "", ranks: Ranks | None = None) -> torch.device:
+    """The device to compute on: the one named (cuda, mps or cpu), or the first of these three that is there.
+
+    Raises UserError for a name that is unknown or a device that is absent.
+    """
+    if device_type not in ("", "cuda", "mps", "cpu"):
+        raise UserError(f"--device_type is {device_type!r}; give cuda, mps or cpu, or leave it out")
+    import torch
+
+    ranks = ranks or Ranks()
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device_type and not there[device_type]:
+        raise UserError(
+            f"--device_type={device_type}, but this PyTorch ({torch.__version__}) sees no such device; "
+            "leave the flag out to use what there is"
+        )
+    if device_type == "mps" and ranks.world_size > 1:
+        raise UserError(f"MPS is for one process, not {ranks.world_size}: start without torchrun")
+    there["mps"] = there["mps"] and ranks.world_size == 1
+    kind = device_type or next(kind for kind, is_there in there.items() if is_there)
+    if kind != "cuda":
+        return torch.device(kind)
+    if ranks.local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"process {ranks.local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}; "
+            "start torchrun with at most that --nproc_per_node"
+        )
+    device = torch.device("cuda", ranks.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def autocast_dtype(device: torch.device, choice: str = "auto") -> torch.dtype | None:
+    """The format for matrix products under torch.autocast, or None for plain float32.
+
+    `choice`: "auto" takes bfloat16 where the hardware multiplies it; "bfloat16" and "float32" insist.
+    Raises UserError for another choice.
+    """
+    import torch
+
+    if choice not in ("auto", "bfloat16", "float32"):
+        raise UserError(f"--dtype is {choice!r}; it can be auto, bfloat16 or float32")
+    if choice == "auto":
+        choice = "bfloat16" if _multiplies_bfloat16(device) else "float32"
+    return torch.bfloat16 if choice == "bfloat16" else None
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware of `device` has instructions for bfloat16 products that PyTorch uses."""
+    import torch
+
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        abilities = torch.cpu.get_capabilities()
+        return any(abilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory used so far, in bytes; 0 where the system does not tell.
+
+    By tensors on CUDA, by the process on CPU; on MPS what the driver holds now, for want of a record.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
