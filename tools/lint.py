@@ -1,0 +1,261 @@
+"""Refuse a book that Entangled would tangle into something else than its author meant."""
+
+import ast
+import difflib
+import io
+import re
+import tokenize
+from pathlib import Path, PurePosixPath
+
+from tools.chapters import MARKER_COMMENT, Block, Book
+from tools.markup import NAME
+from tools.problems import Problem
+from tools.tangle import Output
+
+FOLDERS = ("nanochat", "scripts")  # where the book writes, and nobody else does
+SUFFIXES = {
+    "python": (".py",),
+    "bash": (".sh",),
+    "sh": (".sh",),
+    "toml": (".toml",),
+    "yaml": (".yml", ".yaml"),
+}
+
+_REFERENCE = re.compile(rf"^\s*<<(?P<name>{NAME})>>\s*$")
+_ANYWHERE = re.compile(r"<<\s*[A-Za-z][\w :/.-]*>>")
+_HERE_DOCUMENT = re.compile(r"<<-?\s*(['\"]?)\w+\1(?!>)")
+
+
+def lint(book: Book, root: Path) -> list[Problem]:
+    """Everything wrong with the blocks and their references.
+
+    An empty list means that the book can be tangled.
+    """
+    problems = lint_names(book) + lint_targets(book, root)
+    for block in book.blocks:
+        problems += lint_code(block)
+    references = {(block.name, block.chapter, block.line): references_of(block) for block in book.blocks}
+    problems += lint_references(book, references) + lint_cycles(book) + lint_use(book)
+    return sorted(set(problems))
+
+
+def references_of(block: Block) -> list[tuple[int, str]]:
+    """The fragments a block refers to, each with the line of the chapter."""
+    found = []
+    for number, line in enumerate(block.code, block.line + 1):
+        if match := _REFERENCE.match(line):
+            found.append((number, match["name"]))
+    return found
+
+
+def lint_code(block: Block) -> list[Problem]:
+    """Lines of a block that would not come out as they stand."""
+    problems = []
+    for number, line in enumerate(block.code, block.line + 1):
+        if not _REFERENCE.match(line) and (match := _ANYWHERE.search(line)):
+            text = (
+                f"the reference {match[0]} must stand alone on its line, its name in letters, digits and "
+                f"dashes. "
+                "Move what else is on the line to a line of its own."
+            )
+            problems.append(Problem(block.chapter, number, text))
+        if MARKER_COMMENT in line:
+            text = f"'{MARKER_COMMENT}' is Entangled's own mark and would be lost. Write it otherwise."
+            problems.append(Problem(block.chapter, number, text))
+        if "\t" in line:
+            problems.append(
+                Problem(block.chapter, number, r"a tab in a block of code. Write spaces, or \t in a string.")
+            )
+    return problems
+
+
+def lint_names(book: Book) -> list[Problem]:
+    """Blocks of one name are appended to each other, silently.
+
+    That is only safe where a reader sees them together.
+    """
+    problems = []
+    first: dict[str, Block] = {}
+    for block in book.blocks:
+        earlier = first.setdefault(block.name, block)
+        if earlier is block:
+            continue
+        place = f"{earlier.chapter}:{earlier.line}"
+        if earlier.chapter != block.chapter:
+            text = (
+                f"#{block.name} is already the name of a block in {place}. Names hold in all chapters: "
+                f"choose another."
+            )
+            problems.append(Problem(block.chapter, block.line, text))
+        elif block.fence.file or block.fence.todo or earlier.fence.todo:
+            text = (
+                f"#{block.name} is already a block in {place}, and one with file= or todo= must be whole. "
+                f"Rename one."
+            )
+            problems.append(Problem(block.chapter, block.line, text))
+    return problems
+
+
+def lint_targets(book: Book, root: Path) -> list[Problem]:
+    """Every file is claimed once, and lies where only the book writes."""
+    problems = []
+    first: dict[str, Block] = {}
+    for block in book.blocks:
+        path = block.fence.file
+        if not path:
+            continue
+        if wrong := wrong_target(path, block.fence.language, root):
+            problems.append(Problem(block.chapter, block.line, f"file={path} {wrong}"))
+            continue
+        earlier = first.setdefault(path.casefold(), block)
+        if earlier is not block:
+            text = (
+                f"file={path} is already claimed in {earlier.chapter}:{earlier.line}. A file is written by "
+                f"one block."
+            )
+            problems.append(Problem(block.chapter, block.line, text))
+    for path, block in first.items():
+        for folder in map(str, PurePosixPath(path).parents):
+            if folder in first:
+                text = (
+                    f"file={block.fence.file} lies inside file={first[folder].fence.file}. Rename one of "
+                    f"them."
+                )
+                problems.append(Problem(block.chapter, block.line, text))
+    if not first and not problems:
+        problems.append(
+            Problem("lit", 0, "no block has a file=, so there is nothing to tangle. Bring the chapters back.")
+        )
+    return problems
+
+
+def wrong_target(path: str, language: str, root: Path) -> str | None:
+    """What is wrong with a target, if anything."""
+    parts = path.split("/")
+    if path.startswith(("/", "~")) or ".." in parts or "\\" in path or ":" in path:
+        return "lies outside the project. Write a path below nanochat/ or scripts/."
+    if not all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", part) for part in parts):
+        return "is not a plain path. Use letters, digits, '_', '-', '.', and '/' between them."
+    if parts[0] not in FOLDERS or len(parts) < 2:
+        return (
+            "is not product code. The book writes only below nanochat/ and scripts/; tests and tools are "
+            "plain files."
+        )
+    if not path.endswith(SUFFIXES[language]):
+        return (
+            f"does not end as a file of {language} does: {' or '.join(SUFFIXES[language])}. Correct one of "
+            f"them."
+        )
+    place = root
+    for part in parts:
+        place /= part
+        if place.is_symlink():
+            return (
+                f"goes through the link {place.relative_to(root)}, which may lead anywhere. Replace the link."
+            )
+    if place.is_dir():
+        return "is a folder. Choose another name or move the folder."
+    return None
+
+
+def lint_references(
+    book: Book, references: dict[tuple[str, str, int], list[tuple[int, str]]]
+) -> list[Problem]:
+    """Every reference names a fragment."""
+    names = {block.name for block in book.blocks}
+    problems = []
+    for (_, chapter, _), found in references.items():
+        for number, name in found:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, 1)
+                meant = (
+                    f"Did you mean <<{near[0]}>>? Otherwise write" if near else "Correct the name, or write"
+                )
+                text = f"no block is named #{name}. {meant} a block ```python #{name}"
+                problems.append(Problem(chapter, number, text))
+    return problems
+
+
+def lint_cycles(book: Book) -> list[Problem]:
+    """No fragment contains itself. Each cycle is named once, at the reference that closes it."""
+    problems: list[Problem] = []
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        for block in book.named(name):
+            for number, below in references_of(block):
+                if below in path:
+                    chain = " -> ".join((*path[path.index(below) :], below))
+                    text = (
+                        f"this reference makes #{below} contain itself: {chain}. Take one of the references "
+                        f"out."
+                    )
+                    problems.append(Problem(block.chapter, number, text))
+                elif below not in done:
+                    visit(below, (*path, below))
+        done.add(name)
+
+    for block in book.blocks:
+        if block.name not in done:
+            visit(block.name, (block.name,))
+    return problems
+
+
+def lint_use(book: Book) -> list[Problem]:
+    """Every block lands in some file."""
+    used: set[str] = set()
+    waiting = [block.name for block in book.targets().values()]
+    while waiting:
+        name = waiting.pop()
+        if name not in used:
+            used.add(name)
+            waiting += [below for block in book.named(name) for _, below in references_of(block)]
+    problems = []
+    for block in book.blocks:
+        if block.name not in used:
+            text = (
+                f"#{block.name} is used by no file. Refer to it with <<{block.name}>>, give it a file=, "
+                "or take #name away if it is only shown."
+            )
+            problems.append(Problem(block.chapter, block.line, text))
+    return problems
+
+
+def lint_indented_strings(output: Output) -> list[Problem]:
+    """A string over several lines takes the reference's indent into its value, unless it is a docstring."""
+    rows = strings_over_lines(output) if output.path.endswith(".py") else here_documents(output)
+    problems = []
+    for first, last in rows:
+        origin = next((o for o in output.origins[first:last] if o.indent), None)
+        if origin:
+            text = (
+                "this text over several lines stands in a fragment that is referred to with an indent, "
+                "which would "
+                "become part of its value. Move it to a fragment at the left margin, or join lines with \\n."
+            )
+            problems.append(Problem(origin.chapter, output.origins[first - 1].line, text))
+    return problems
+
+
+def strings_over_lines(output: Output) -> list[tuple[int, int]]:
+    """First and last row of each multi-line string in Python code whose white space counts."""
+    try:
+        tree = ast.parse(output.text)
+        tokens = list(tokenize.generate_tokens(io.StringIO(output.text).readline))
+    except (SyntaxError, tokenize.TokenError):
+        return []  # ruff and Python will say so
+    harmless = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            harmless.add(node.value.lineno)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("dedent", "cleandoc")):
+            harmless |= {argument.lineno for argument in node.args}
+    pieces = (tokenize.STRING, tokenize.FSTRING_MIDDLE)
+    found = ((token.start[0], token.end[0]) for token in tokens if token.type in pieces)
+    return [(first, last) for first, last in found if last > first and first not in harmless]
+
+
+def here_documents(output: Output) -> list[tuple[int, int]]:
+    """First and last row of what may be a here-document of a shell script."""
+    lines = output.text.split("\n")
+    return [(n, n + 1) for n, line in enumerate(lines[:-2], 1) if _HERE_DOCUMENT.search(line)]
