@@ -1,0 +1,80 @@
+"""Muon: momentum whose every step is turned into a nearly orthogonal matrix.
+
+Sources: Keller Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024), and arXiv 2502.16982.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's choice: small singular values grow fast, large ones stay near 1
+
+
+def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
+    """Push all singular values of each matrix of g (..., rows, columns) towards 1, keeping the singular vectors.
+
+    Returns bfloat16 of g's shape.
+    """
+    a, b, c = NEWTON_SCHULZ
+    x = g.bfloat16()
+    tall = x.size(-2) > x.size(-1)
+    if tall:
+        x = x.mT  # for the smaller Gram matrix
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # now no singular value exceeds 1
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalized, for weights that are matrices. Matrices of one shape are handled as one batch."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_steps: int = 5,
+    ) -> None:
+        """Raises ValueError for a parameter that is not a matrix."""
+        super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps})
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.ndim != 2:
+                    raise ValueError(
+                        f"Muon: a parameter of shape {tuple(p.shape)} is not a matrix; give it to AdamW instead"
+                    )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update every parameter that has a gradient. A closure, if given, is called first, as in torch."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            by_shape: defaultdict[torch.Size, list[Tensor]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape[p.shape].append(p)
+            for (rows, columns), matrices in by_shape.items():
+                directions = torch.stack([self._momentum(p, group) for p in matrices])
+                rate = group["lr"] * max(1.0, rows / columns) ** 0.5
+                for p, update in zip(matrices, orthogonalize(directions, group["ns_steps"]), strict=True):
+                    p.add_(update.to(p.dtype), alpha=-rate)
+        return loss
+
+    def _momentum(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+        """The direction to orthogonalize for p: its running mean of gradients, with Nesterov's look ahead."""
+        assert p.grad is not None
+        state = self.state[p]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(p.grad)
+        buffer: Tensor = state["momentum_buffer"]
+        buffer.lerp_(p.grad, 1 - group["momentum"])
+        return p.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
