@@ -1,5 +1,6 @@
 """Cross-entropy of softcapped logits, computed from hidden states without holding all logits at once."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ def chunk_nll(x: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Ten
 
 
 def chunk_loss_and_dlogits(logits: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
-    """Summed loss of one chunk (float32 scalar), and its gradient by the raw logits (N, V), in their dtype."""
+    """Summed loss of one chunk (float32 scalar) and its gradient by the raw logits (N, V), in their dtype."""
     squashed = torch.tanh(logits.float() / softcap)
     capped = softcap * squashed
     top = capped.amax(dim=-1, keepdim=True)
@@ -90,9 +91,9 @@ def softcapped_cross_entropy(
             rows = rows_per_chunk(x.size(0), weight.size(0))
             narrow_weight = weight.to(dtype)
             chunks = zip(x.to(dtype).split(rows), targets.split(rows), strict=True)
-            nll = [checkpoint(chunk_nll, c, narrow_weight, t, softcap, use_reentrant=False) for c, t in chunks]
-            return torch.cat(nll)
+            score = partial(checkpoint, chunk_nll, use_reentrant=False)
+            return torch.cat([score(x_chunk, narrow_weight, t, softcap) for x_chunk, t in chunks])
         if reduction not in ("mean", "sum"):
-            raise ValueError(f'softcapped_cross_entropy: reduction {reduction!r}; use "mean", "sum" or "none"')
+            raise ValueError(f'loss: reduction is {reduction!r}; use "mean", "sum" or "none"')
         total: Tensor = _SummedLoss.apply(x, weight, targets, softcap, dtype)  # type: ignore[no-untyped-call]
         return total / (targets != -1).sum() if reduction == "mean" else total

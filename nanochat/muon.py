@@ -1,6 +1,6 @@
 """Muon: momentum whose every step is turned into a nearly orthogonal matrix.
 
-Sources: Keller Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024), and arXiv 2502.16982.
+Sources: Keller Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024); arXiv 2502.16982.
 """
 
 from collections import defaultdict
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's choice: small singular values grow fast, large ones stay near 1
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's choice: small singular values grow fast
 
 
 def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
-    """Push all singular values of each matrix of g (..., rows, columns) towards 1, keeping the singular vectors.
+    """Push all singular values of each matrix of g (..., rows, columns) towards 1, keeping their vectors.
 
     Returns bfloat16 of g's shape.
     """
@@ -31,7 +31,7 @@ def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized, for weights that are matrices. Matrices of one shape are handled as one batch."""
+    """Momentum, orthogonalized, for weights that are matrices. Matrices of one shape go as one batch."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.ndim != 2:
                     raise ValueError(
-                        f"Muon: a parameter of shape {tuple(p.shape)} is not a matrix; give it to AdamW instead"
+                        f"Muon: a parameter of shape {tuple(p.shape)} is no matrix; give it to AdamW instead"
                     )
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """A GPT: configuration, layers, initialization, forward pass, optimizers and plain generation.
 
-The book's chapters 10 to 50 explain every line. Shapes are written with B (batch), T (positions), C (channels,
-n_embd), H (heads), D (head size, C / H) and V (vocabulary).
+The book's chapters 10 to 50 explain every line. Shapes are written with B (batch), T (positions),
+C (channels, n_embd), H (heads), D (head size, C / H) and V (vocabulary).
 """
 
 from collections.abc import Iterator
@@ -65,7 +65,7 @@ class Cache(Protocol):
         ...
 
     def insert_kv(self, layer_idx: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v (B, H_kv, T, D) of one layer; return that layer's keys and values of all positions."""
+        """Store k and v (B, H_kv, T, D) of one layer; return its keys and values of all positions."""
         ...
 
 
@@ -107,7 +107,7 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: Tensor, cos_sin: tuple[Tensor, Tensor], kv_cache: Cache | None = None) -> Tensor:
         """Attend from each position of x (B, T, C) to itself and everything before it; returns (B, T, C).
 
-        cos_sin are the rotary tables of exactly these T positions. With a cache, x holds the T newest positions.
+        cos_sin are the rotary tables of exactly these T positions. With a cache, x holds the newest T.
         """
         B, T, C = x.shape
         q = self.c_q(x).view(B, T, self.n_head, self.head_dim)
@@ -121,7 +121,7 @@ class CausalSelfAttention(nn.Module):
             k, v = kv_cache.insert_kv(self.layer_idx, k, v)
         T_k = k.size(2)  # T, or more where a cache brought the past along
         shared = self.n_head != self.n_kv_head
-        if T == T_k:
+        if T_k == T:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared)
         elif T == 1:
             y = F.scaled_dot_product_attention(q, k, v, enable_gqa=shared)
@@ -159,12 +159,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cos_sin: tuple[Tensor, Tensor], kv_cache: Cache | None = None) -> Tensor:
         """x + attention(norm(x)), then that + mlp(norm(that)); (B, T, C) in and out."""
         x = x + self.attn(norm(x), cos_sin, kv_cache)
-        x = x + self.mlp(norm(x))
-        return x
+        return x + self.mlp(norm(x))
 
 
 class Transformer(nn.ModuleDict):
-    """The trunk: token embedding and blocks. The annotations are for type checkers; ModuleDict finds the parts."""
+    """The trunk: token embedding and blocks. The annotations are for type checkers alone."""
 
     wte: nn.Embedding  # (V, C)
     h: nn.ModuleList  # L times Block
@@ -178,7 +177,7 @@ class GPT(nn.Module):
     sin: Tensor
 
     def __init__(self, config: GPTConfig) -> None:
-        """Create the parts. Works on the meta device; weights have no meaningful values until init_weights()."""
+        """Create the parts. Works on the meta device; weights mean nothing until init_weights()."""
         super().__init__()
         self.config = config
         self.transformer = Transformer(
@@ -198,8 +197,8 @@ class GPT(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Cosine and sine of every position's angle for every channel pair.
 
-        Returns two bfloat16 tensors of shape (1, seq_len, 1, head_dim / 2), so that they broadcast over batch and
-        heads. Angles are computed in float32 and rounded once. Source: arXiv 2104.09864.
+        Returns two bfloat16 tensors of shape (1, seq_len, 1, head_dim / 2), so that they broadcast over batch
+        and heads. Angles are computed in float32 and rounded once. Source: arXiv 2104.09864.
         """
         pair = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device)
         speed = base ** (-pair / head_dim)  # radians per position
@@ -210,7 +209,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Give every weight its starting value and fill the rotary tables, on whatever device the model lives.
+        """Give every weight its starting value and fill the rotary tables, wherever the model lives.
 
         Uses torch's global random state. Afterwards all logits are exactly 0 and the loss is ln V.
         """
@@ -230,7 +229,8 @@ class GPT(nn.Module):
     def _init_weights(self, module: nn.Module) -> None:
         """Draw one module's weights; a module that is neither Linear nor Embedding has none of its own.
 
-        Linear: N(0, σ²) with σ = fan_in^-½ · min(1, √(fan_out / fan_in)), as in arXiv 2310.17813. Embedding: N(0, 1).
+        Linear: N(0, σ²) with σ = fan_in^-½ · min(1, √(fan_out / fan_in)), as in arXiv 2310.17813.
+        Embedding: N(0, 1).
         """
         if isinstance(module, nn.Linear):
             fan_out, fan_in = module.weight.shape
@@ -247,8 +247,8 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Predict the token after each of idx (B, T), int64.
 
-        Without targets: softcapped logits (B, T, V), float32. With targets (B, T), int64, -1 where nothing is asked:
-        the cross-entropy in nats, a scalar for loss_reduction "mean" or "sum", shape (B·T,) for "none".
+        Without targets: softcapped logits (B, T, V), float32. With targets (B, T), int64, -1 where nothing is
+        asked: the cross-entropy in nats, a scalar for loss_reduction "mean" or "sum", (B·T,) for "none".
         With a cache, idx continues what the cache holds. Raises ValueError past the rotary tables' end.
         """
         start = 0 if kv_cache is None else kv_cache.get_pos()
@@ -278,8 +278,8 @@ class GPT(nn.Module):
     ) -> list[torch.optim.Optimizer]:
         """AdamW for the head and the embedding, Muon for every matrix of the blocks, in this order.
 
-        The AdamW rates are given for a width of 768 and scaled by (C / 768)^-½; Muon's is not. Every parameter
-        group has an "initial_lr" for schedules to scale.
+        The AdamW rates are given for a width of 768 and scaled by (C / 768)^-½; Muon's is not. Every group
+        has an "initial_lr" for schedules to scale.
         """
         width_scale = (self.config.n_embd / 768) ** -0.5
         adamw = torch.optim.AdamW(
@@ -306,7 +306,8 @@ class GPT(nn.Module):
     def estimate_flops(self) -> int:
         """Floating-point operations to train on one token, forward and backward: 6 (N - V·C) + 12 L C T.
 
-        An embedding lookup multiplies nothing, so its V·C weights do not count. Source: arXiv 2204.02311, appendix B.
+        An embedding lookup multiplies nothing, so its V·C weights do not count.
+        Source: arXiv 2204.02311, appendix B.
         """
         config = self.config
         weights = sum(p.numel() for p in self.parameters()) - self.transformer.wte.weight.numel()
@@ -323,8 +324,8 @@ class GPT(nn.Module):
     ) -> Iterator[int]:
         """Yield max_tokens sampled tokens that continue tokens, one sequence, without a cache.
 
-        Temperature 0 takes the likeliest token. Raises ValueError for an empty prompt, a negative temperature or
-        top_k < 1.
+        Temperature 0 takes the likeliest token. Raises ValueError for an empty prompt, a negative temperature
+        or top_k < 1.
         """
         if not tokens:
             raise ValueError("GPT.generate: the prompt is empty; begin with the tokenizer's <|bos|> token")

@@ -10,8 +10,8 @@ def sample_next(
 ) -> Tensor:
     """Draw one token for each row of logits (B, V); returns (B, 1), int64.
 
-    Temperature divides the logits; 0 takes the likeliest token. top_k keeps the k likeliest. Raises ValueError
-    for a negative temperature or top_k < 1.
+    Temperature divides the logits; 0 takes the likeliest token. top_k keeps the k likeliest. Raises
+    ValueError for a negative temperature or top_k < 1.
     """
     if temperature < 0:
         raise ValueError(f"sample_next: temperature is {temperature}; use 0 for the likeliest token, or more")
