@@ -59,7 +59,8 @@ class _SummedLoss(torch.autograd.Function):
         losses: list[Tensor] = []
         dx: list[Tensor] = []
         dweight: Tensor | None = None
-        for x_chunk, targets_chunk in zip(x.to(dtype).split(rows), targets.split(rows), strict=True):
+        chunks = zip(torch.split(x.to(dtype), rows), torch.split(targets, rows), strict=True)
+        for x_chunk, targets_chunk in chunks:
             loss, dlogits = _kernel(x_chunk @ narrow_weight.t(), targets_chunk, softcap)
             losses.append(loss)
             dx.append((dlogits @ narrow_weight).to(x.dtype))
@@ -90,7 +91,7 @@ def softcapped_cross_entropy(
         if reduction == "none":
             rows = rows_per_chunk(x.size(0), weight.size(0))
             narrow_weight = weight.to(dtype)
-            chunks = zip(x.to(dtype).split(rows), targets.split(rows), strict=True)
+            chunks = zip(torch.split(x.to(dtype), rows), torch.split(targets, rows), strict=True)
             score = partial(checkpoint, chunk_nll, use_reentrant=False)
             return torch.cat([score(x_chunk, narrow_weight, t, softcap) for x_chunk, t in chunks])
         if reduction not in ("mean", "sum"):

@@ -14,19 +14,20 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's choice: small singular val
 
 
 def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
-    """Push all singular values of each matrix of g (..., rows, columns) towards 1, keeping their vectors.
+    """Push all singular values of each matrix of g (K, rows, columns) towards 1, keeping their vectors.
 
     Returns bfloat16 of g's shape.
     """
     a, b, c = NEWTON_SCHULZ
-    x = g.bfloat16()
+    x: Tensor = g.bfloat16()
     tall = x.size(-2) > x.size(-1)
     if tall:
         x = x.mT  # for the smaller Gram matrix
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # now no singular value exceeds 1
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b·gram + c·gram²
+        x = torch.baddbmm(x, polynomial, x, beta=a)  # a·x + polynomial·x, rounded to bfloat16 once
     return x.mT if tall else x
 
 

@@ -159,7 +159,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cos_sin: tuple[Tensor, Tensor], kv_cache: Cache | None = None) -> Tensor:
         """x + attention(norm(x)), then that + mlp(norm(that)); (B, T, C) in and out."""
         x = x + self.attn(norm(x), cos_sin, kv_cache)
-        return x + self.mlp(norm(x))
+        x = x + self.mlp(norm(x))
+        return x
 
 
 class Transformer(nn.ModuleDict):
