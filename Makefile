@@ -1,8 +1,78 @@
-.PHONY: help tangle check
+# `make` alone lists what there is to do. Each target below says in its `##` comment what it is for.
+#
+# Two environments: .venv trains and tests (any Python from 3.11 on), .venv-book tangles and weaves (Entangled needs
+# 3.13). tools/environment.py makes them when they are first needed, and again when their requirements change.
+# Another Python than the one found: make TARGET PYTHON=/path/to/python, or PYTHON_BOOK=… for the second.
+
+.DEFAULT_GOAL := help
+.PHONY: help train test tangle check watch where bench gpu serve site clean environment book-environment \
+	tangle-if-possible check-if-possible
+
+# A Python of any age that runs. (pyenv's python3 is on the PATH even where it does not.)
+ANY_PYTHON = $(or $(shell for python in python3 python $(PYTHON); do \
+	"$$python" -c '' 2>/dev/null && echo "$$python" && break; done),$(error error: there is no python3 on the PATH. Install \
+	Python 3.11 or newer))
+ENVIRONMENT = $(ANY_PYTHON) tools/environment.py .venv requirements.txt 3.11
+BOOK_ENVIRONMENT = $(ANY_PYTHON) tools/environment.py .venv-book requirements-book.txt 3.13
+NO_PYTHON = 3
+
 help:
-	@echo "make tangle   write the code that the chapters contain"
-	@echo "make check    compare the code with the chapters; write nothing"
-tangle:
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+train: environment tangle-if-possible ## train a small GPT in five minutes and read what it writes
+	@.venv/bin/python -m scripts.quickstart
+
+test: environment check-if-possible ## everything that CI does: drift, lint, types, tests
+	@.venv/bin/python -m pytest tests
+
+tangle: book-environment ## write the code that the chapters contain
 	@.venv-book/bin/python -m tools tangle
-check:
+
+check: environment book-environment ## compare the code with the chapters, lint, type; write nothing
 	@.venv-book/bin/python -m tools check
+
+watch: book-environment ## tangle whenever a chapter is saved
+	@.venv-book/bin/python -m tools watch
+
+where: ## name the chapter and line of a line of code: make where AT=nanochat/normans_gpt.py:123
+	@$(ANY_PYTHON) -m nanochat.provenance $(AT)
+
+bench: environment ## measure training, tokenizer, loader and decoding on this machine
+	@.venv/bin/python -m scripts.bench
+
+gpu: ## run the CUDA tests and the benchmark with the system's python3; installs nothing
+	@$(or $(PYTHON),python3) -m pytest tests -m gpu
+	@$(or $(PYTHON),python3) -m scripts.bench
+
+serve: book-environment ## read the book in a browser, following every change
+	@NO_MKDOCS_2_WARNING=1 .venv-book/bin/python -m mkdocs serve
+
+site: book-environment ## build the book as a web site in site/
+	@NO_MKDOCS_2_WARNING=1 .venv-book/bin/python -m mkdocs --quiet build --strict
+	@echo "site/index.html is the book"
+
+clean: ## remove caches and the built site; keeps environments, data and everything trained
+	@rm -rf site .mypy_cache .ruff_cache .pytest_cache
+	@find $(wildcard nanochat scripts tests tools) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+environment:
+	@$(ENVIRONMENT)
+
+book-environment:
+	@$(BOOK_ENVIRONMENT)
+
+# The tangled code is committed, so training and testing go on without a Python 3.13; but never silently, and not in CI.
+tangle-if-possible:
+	@$(BOOK_ENVIRONMENT); status=$$?; \
+	if [ $$status = 0 ]; then .venv-book/bin/python -m tools tangle; \
+	elif [ $$status = $(NO_PYTHON) ] && [ -z "$$CI" ]; then \
+		echo "skipped: tangling. The code is used as it is; changes in chapters since the last tangle are not in it." >&2; \
+	else exit $$status; fi
+
+check-if-possible:
+	@$(BOOK_ENVIRONMENT); status=$$?; \
+	if [ $$status = 0 ]; then .venv-book/bin/python -m tools check && .venv-book/bin/python -m pytest tests/book; \
+	elif [ $$status = $(NO_PYTHON) ] && [ -z "$$CI" ]; then \
+		echo "skipped: comparing code and chapters, and the tests of the book's tools." >&2; \
+		.venv/bin/python -m ruff check . && .venv/bin/python -m ruff format --check . && .venv/bin/python -m mypy; \
+	else exit $$status; fi

@@ -1,58 +1,73 @@
-"""python -m tools COMMAND: see `make` for what each is for."""
+"""python -m tools COMMAND: what `make` calls.
+
+Exit status 0 if all is well, 1 if something was refused or differs.
+"""
 
 import argparse
 import sys
 from pathlib import Path
 
+from tools import check as checks
 from tools.book import outputs_of
-from tools.diff import describe
 from tools.disk import apply, make_plan
 from tools.problems import Refused
+from tools.watch import follow
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def tangle(root: Path) -> int:
-    """Write what the chapters say."""
+    """Write what the chapters say, all of it or nothing."""
     outputs = outputs_of(root)
     plan = make_plan(root, outputs)
     apply(root, plan)
     for output in plan.write:
         print(f"wrote {output.path}")
     for path in plan.remove:
-        print(f"removed {path}, which no block of the book writes any more")
+        print(f"removed {path}: no block of the book writes it any more")
     if plan.is_empty():
-        print(f"{len(outputs)} files are up to date")
+        print(f"{len(outputs)} files are up to date with the book")
     return 0
 
 
 def check(root: Path) -> int:
-    """Write nothing; compare."""
+    """Write nothing: compare, lint, type. Everything that differs is shown, not only the first."""
     outputs = outputs_of(root)
-    plan = make_plan(root, outputs)
-    for problem in plan.problems:
-        print(problem, file=sys.stderr)
-    for output in plan.write:
-        if (root / output.path).exists():
-            place, text = describe(root, output)
-            print(f"{place}: {output.path} is not what the book says\n{text}", file=sys.stderr)
-        else:
-            print(f"{output.path} is missing", file=sys.stderr)
-    for path in plan.remove:
-        print(f"{path} is written by no block", file=sys.stderr)
-    return 0 if plan.is_empty() else 1
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools", allow_abbrev=False)
-    parser.add_argument("command", choices=["tangle", "check"])
-    arguments = parser.parse_args()
-    try:
-        return {"tangle": tangle, "check": check}[arguments.command](ROOT)
-    except Refused as refused:
-        for problem in refused.problems:
-            print(problem, file=sys.stderr)
+    differences = checks.compare(root, outputs)
+    for message in differences:
+        print(message, file=sys.stderr)
+    failed = ["comparison with the book"] if differences else []
+    failed += checks.quality(root, outputs)
+    if failed:
+        print(f"check failed: {', '.join(failed)}", file=sys.stderr)
         return 1
+    print(f"check passed: {len(outputs)} files are what the book says, clean and typed")
+    return 0
+
+
+def watch(root: Path) -> int:
+    """Tangle on every save."""
+    return follow(root, tangle)
+
+
+COMMANDS = {"tangle": tangle, "check": check, "watch": watch}
+
+
+def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
+    """Run one command on the project in `root`."""
+    parser = argparse.ArgumentParser(prog="python -m tools", allow_abbrev=False)
+    parser.add_argument("command", choices=COMMANDS)
+    command = COMMANDS[parser.parse_args(arguments).command]
+    try:
+        return command(root)
+    except Refused as refused:
+        print(refused, file=sys.stderr)
+    except OSError as error:
+        print(
+            f"error: {error.strerror or error}: {error.filename or ''}. Nothing more was written.",
+            file=sys.stderr,
+        )
+    return 1
 
 
 if __name__ == "__main__":

@@ -32,10 +32,14 @@ class Plan:
 
     write: list[Output] = field(default_factory=list)
     remove: list[str] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    forbidden: dict[str, Problem] = field(default_factory=dict)  # by the path that may not be touched
+
+    @property
+    def problems(self) -> list[Problem]:
+        return list(self.forbidden.values())
 
     def is_empty(self) -> bool:
-        return not (self.write or self.remove or self.problems)
+        return not (self.write or self.remove)
 
 
 def mode(path: str) -> int:
@@ -65,7 +69,7 @@ def make_plan(root: Path, outputs: dict[str, Output]) -> Plan:
             and place.read_bytes() != output.text.encode()
             and not recoverable(git, output.path, written)
         ):
-            plan.problems.append(describe_edit(root, output))
+            plan.forbidden[output.path] = describe_edit(root, output)
     for path in stale_files(root, git, outputs):
         plan.remove.append(path)
         if not recoverable(git, path, written):
@@ -74,7 +78,7 @@ def make_plan(root: Path, outputs: dict[str, Output]) -> Plan:
                 "Move it into "
                 "a chapter (a block with file=), out of nanochat/ and scripts/, or commit it."
             )
-            plan.problems.append(Problem(path, 0, text))
+            plan.forbidden[path] = Problem(path, 0, text)
     return plan
 
 

@@ -27,16 +27,16 @@ _HERE_DOCUMENT = re.compile(r"<<-?\s*(['\"]?)\w+\1(?!>)")
 
 
 def lint(book: Book, root: Path) -> list[Problem]:
-    """Everything wrong with the blocks and their references.
+    """Everything wrong with the blocks and their references; nothing, if the book can be tangled.
 
-    An empty list means that the book can be tangled.
+    In stages: a misspelt reference would otherwise also be reported as a block that nothing uses.
     """
-    problems = lint_names(book) + lint_targets(book, root)
-    for block in book.blocks:
-        problems += lint_code(block)
-    references = {(block.name, block.chapter, block.line): references_of(block) for block in book.blocks}
-    problems += lint_references(book, references) + lint_cycles(book) + lint_use(book)
-    return sorted(set(problems))
+    if names := lint_names(book):
+        return names
+    blocks = [problem for block in book.blocks for problem in lint_code(block)]
+    if wrong := lint_targets(book, root) + blocks + lint_references(book):
+        return sorted(set(wrong))
+    return lint_cycles(book) or lint_use(book)
 
 
 def references_of(block: Block) -> list[tuple[int, str]]:
@@ -158,21 +158,19 @@ def wrong_target(path: str, language: str, root: Path) -> str | None:
     return None
 
 
-def lint_references(
-    book: Book, references: dict[tuple[str, str, int], list[tuple[int, str]]]
-) -> list[Problem]:
+def lint_references(book: Book) -> list[Problem]:
     """Every reference names a fragment."""
     names = {block.name for block in book.blocks}
     problems = []
-    for (_, chapter, _), found in references.items():
-        for number, name in found:
+    for block in book.blocks:
+        for number, name in references_of(block):
             if name not in names:
                 near = difflib.get_close_matches(name, names, 1)
                 meant = (
                     f"Did you mean <<{near[0]}>>? Otherwise write" if near else "Correct the name, or write"
                 )
                 text = f"no block is named #{name}. {meant} a block ```python #{name}"
-                problems.append(Problem(chapter, number, text))
+                problems.append(Problem(block.chapter, number, text))
     return problems
 
 

@@ -69,7 +69,10 @@ class _Scanner:
         number = 1
         while number <= len(self.lines):
             line = self.lines[number - 1]
-            if (match := _FENCE.match(line)) and not (match["ticks"][0] == "`" and "`" in match["info"]):
+            match = _FENCE.match(line)
+            if match and match["ticks"][0] == "`" and "`" in match["info"] and not _TAKEN.match(line):
+                match = None  # three backticks, but code within a sentence
+            if match:
                 number = self.read_fence(number, match)
             elif self.opens_comment(line):
                 number = self.read_comment(number)
@@ -92,6 +95,7 @@ class _Scanner:
         return "<!--" in bare and "-->" not in bare[bare.rindex("<!--") :]
 
     def read_comment(self, start: int) -> int:
+        before = len(self.problems)
         for number in range(start + 1, len(self.lines) + 1):
             line = self.lines[number - 1]
             if _TAKEN.match(line):
@@ -103,6 +107,7 @@ class _Scanner:
                 )
             if "-->" in line:
                 return number
+        del self.problems[before:]  # they only follow from this one:
         self.complain(start, "this HTML comment is never closed. End it with -->.")
         return len(self.lines)
 
@@ -154,7 +159,7 @@ class _Scanner:
                     f"three "
                     "backticks alone on a line at the left margin (and keep such lines out of its code).",
                 )
-                return number - 1 if re.match(r"^\s*```\S", line) else number
+                return number - 1 if re.match(r"^\s*```+ *[^`\s]", line) else number
         self.complain(
             start, "this fence is never closed. End the block with three backticks alone on a line."
         )
@@ -209,6 +214,9 @@ class _Scanner:
                 self.complain(
                     start, f"'{key}=' is no attribute of a block. Known are #name, file= and todo=."
                 )
+                return None
+            if key == "file" and match["quoted"] is not None:
+                self.complain(start, "write file=path without quotes.")
                 return None
             if key in found:
                 self.complain(start, f"'{key}' is given twice. Keep one.")

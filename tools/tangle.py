@@ -31,14 +31,17 @@ class Origin:
 
 @dataclass(frozen=True)
 class Output:
-    """A file that the book writes: its text, and one origin for each of its lines."""
+    """A file that the book writes: its text, one origin for each line, and the fence that claims it."""
 
     path: str
     text: str
     origins: tuple[Origin, ...]
+    block: Origin
 
     def origin(self, line: int) -> Origin:
         """The origin of a line counted from 1; past the end, that of the last line."""
+        if not self.origins:
+            return self.block
         return self.origins[max(0, min(line, len(self.origins)) - 1)]
 
 
@@ -80,7 +83,8 @@ def tangle_file(book: Book, root: Block) -> Output:
             lines.append(line)
             origins.append(origin)
     assert root.fence.file
-    return Output(root.fence.file, "".join(line + "\n" for line in lines), tuple(origins))
+    text = "".join(line + "\n" for line in lines)
+    return Output(root.fence.file, text, tuple(origins), Origin(root.chapter, root.line, root.name))
 
 
 @dataclass

@@ -1,0 +1,193 @@
+"""What a chapter can do wrong is refused, with one message that names the place, and not a byte is changed."""
+
+# ruff: noqa: E501
+from __future__ import annotations
+
+import pytest
+
+from tests.book.conftest import Project
+
+FIRST, SECOND = "lit/10-first.md", "lit/20-second.md"
+
+# What is wrong | in which chapter | what is replaced | by what | the place named | words of the message
+BAD = [
+    ("missing reference", FIRST, "<<gamma>>", "<<gama>>", 18, "Did you mean <<gamma>>?"),
+    ("missing reference, nothing near", FIRST, "<<gamma>>", "<<zzz>>", 18, "```python #zzz"),
+    ("comment behind a reference", FIRST, "<<gamma>>", "<<gamma>>  # here", 18, "must stand alone on its line"),
+    ("code before a reference", FIRST, "    <<gamma>>", "    x = <<gamma>>", 18, "must stand alone on its line"),
+    ("two references on a line", FIRST, "<<gamma>>", "<<gamma>> <<gamma>>", 18, "must stand alone"),
+    ("a reference with spaces", FIRST, "<<gamma>>", "<<gam ma>>", 18, "must stand alone"),
+    ("a cycle", FIRST, "    x += 1", "    <<beta>>", 25, "beta -> gamma -> beta"),
+    ("a fragment in itself", FIRST, "    x += 1", "    <<gamma>>", 25, "gamma -> gamma"),
+    ("unclosed at the end", FIRST, "x += 1\n```\n", "x += 1\n", 22, "never closed"),
+    ("unclosed in the middle", FIRST, "<<beta>>\n```\n", "<<beta>>\n", 3, "not closed before another stands in line 11"),
+    ("closed with an indent", FIRST, "<<beta>>\n```\n", "<<beta>>\n  ```\n", 3, "another stands in line 8"),
+    ("closed with four backticks", FIRST, "<<beta>>\n```\n", "<<beta>>\n````\n", 3, "another stands in line 8"),
+    ("shown block unclosed", SECOND, '"only"\n```', '"only"', 13, "never closed"),
+    ("shown block unclosed in the middle", FIRST, "Some prose.", "```text\nSome", 10, "another opens in line 13"),
+    ("braces", FIRST, "```python #beta", "```{.python #beta}", 12, "braces"),
+    ("braces behind a space", FIRST, "```python #beta", "``` {.python #beta}", 12, "braces"),
+    ("tildes", FIRST, "```python #gamma\nif x:\n\n    x += 1\n```", "~~~python #gamma\nx\n~~~", 22, "tildes"),
+    ("four backticks", FIRST, "```python #gamma\nif x:\n\n    x += 1\n```", "````python #gamma\nx\n````", 22, "three"),
+    ("a tab in the fence", FIRST, "```python #beta", "```python\t#beta", 12, "followed by a space"),
+    ("no space in the fence", FIRST, "```python #beta", "```python#beta", 12, "followed by a space"),
+    ("a space before the language", FIRST, "```python #beta", "``` python #beta", 12, "take it away"),
+    ("no language", FIRST, "```python #beta", "```#beta", 12, "#name or file="),
+    ("only file= and a comma", FIRST, "```python #beta", "```python, #beta", 12, "#name or file="),
+    ("todo before the name", FIRST, "```python #beta", '```python todo="x" #beta', 12, "#name or file="),
+    ("a title on a shown block", SECOND, "```python\n", '```python title="x"\n', 13, "one form"),
+    ("two words on a shown block", SECOND, "```python\n", "```python foo\n", 13, "one form"),
+    ("indented fence", FIRST, "```python #gamma", "  ```python #gamma", 22, "left margin"),
+    ("fence in a quotation", FIRST, "Some prose.", "> ```python #delta\n> x\n> ```", 10, "left margin"),
+    ("fence in a list", FIRST, "Some prose.", "- ```python #delta", 10, "left margin"),
+    ("backtick in the fence", FIRST, "```python #beta", "```python #beta`", 12, "cannot read"),
+    ("upper case language", FIRST, "```python #beta", "```Python #beta", 12, "in lower case"),
+    ("unknown language with a file", SECOND, "```python\n", "```cobol file=nanochat/x.py\n", 13, "'cobol' is no"),
+    ("unknown language", FIRST, "```python #gamma", "```pyhton #gamma", 22, "'pyhton' is no language"),
+    ("one file twice", SECOND, "```python\n", "```python #d file=nanochat/alpha.py\n", 13, f"{FIRST}:3"),
+    ("one file in two cases", SECOND, "```python\n", "```python #d file=nanochat/Alpha.py\n", 13, "already claimed"),
+    ("file inside a file", SECOND, "```python\n", "```python #d file=nanochat/alpha.py/b.py\n", 13, "lies inside"),
+    ("unused block", SECOND, "```python\n", "```python #delta\n", 13, "used by no file"),
+    ("name taken elsewhere", SECOND, "```bash #say-it", "```bash #beta", 9, f"{FIRST}:12"),
+    ("name twice, with todo", FIRST, "#gamma\n", '#beta todo="x"\n', 22, "must be whole"),
+    ("name twice, with file", SECOND, "#say-it\n", "#run-it file=scripts/b.sh\n", 9, "must be whole"),
+    ("unknown attribute", FIRST, "#alpha file=", "#alpha fiel=", 3, "'fiel=' is no attribute"),
+    ("attribute twice", FIRST, "#alpha file=", "#alpha file=nanochat/b.py file=", 3, "given twice"),
+    ("empty attribute", FIRST, "```python #beta", '```python #beta todo=""', 12, "empty"),
+    ("quoted file", FIRST, "file=nanochat/alpha.py", 'file="nanochat/alpha.py"', 3, "without quotes"),
+    ("braces in a todo", FIRST, "```python #beta", '```python #beta todo="{x}"', 12, "cannot read"),
+    ("a space around =", FIRST, "```python #beta", '```python #beta todo = "x"', 12, "cannot read"),
+    ("two names", FIRST, "```python #beta", "```python #beta #more", 12, "given twice"),
+    ("parent folder", FIRST, "file=nanochat/alpha.py", "file=../alpha.py", 3, "outside the project"),
+    ("parent folder inside", FIRST, "file=nanochat/alpha.py", "file=nanochat/../../a.py", 3, "outside the project"),
+    ("absolute path", FIRST, "file=nanochat/alpha.py", "file=/tmp/alpha.py", 3, "outside the project"),
+    ("home folder", FIRST, "file=nanochat/alpha.py", "file=~/alpha.py", 3, "outside the project"),
+    ("drive letter", FIRST, "file=nanochat/alpha.py", "file=C:/alpha.py", 3, "outside the project"),
+    ("hidden file", FIRST, "file=nanochat/alpha.py", "file=nanochat/.alpha.py", 3, "not a plain path"),
+    ("doubled slash", FIRST, "file=nanochat/alpha.py", "file=nanochat//alpha.py", 3, "not a plain path"),
+    ("tests", FIRST, "file=nanochat/alpha.py", "file=tests/test_alpha.py", 3, "not product code"),
+    ("top level", FIRST, "file=nanochat/alpha.py", "file=Makefile", 3, "not product code"),
+    ("a folder of the book", FIRST, "file=nanochat/alpha.py", "file=nanochat", 3, "not product code"),
+    ("wrong ending", FIRST, "file=nanochat/alpha.py", "file=nanochat/alpha.sh", 3, "does not end as"),
+    ("block in a comment", FIRST, "Some prose.", "<!-- no:\n```python #d\n```\n-->", 11, "HTML comment"),
+    ("comment without end", FIRST, "Some prose.", "<!-- no", 10, "never closed"),
+    ("block shown in a block", FIRST, "Some prose.", "````text\n```python #d\n```\n````", 11, "~~~markdown"),
+    ("a tab in code", FIRST, "    <<gamma>>", "\tpass\n    <<gamma>>", 18, "a tab"),
+    ("Entangled's mark", FIRST, "    x += 1", "    # ~/~ end", 25, "Entangled's own mark"),
+    ("string in an indent", FIRST, "    x += 1", '    print("""a\n    b""")', 25, "over several lines"),
+    ("f-string in an indent", FIRST, "    x += 1", '    print(f"""a\n    {x}b""")', 25, "over several lines"),
+    ("stray CR", FIRST, "Some prose.", "Some\rprose.", 10, "control character"),
+    ("settings in a chapter", FIRST, "# First", "---\nentangled:\n  version: '2'\n---\n", 1, "entangled.toml"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("chapter", "old", "new", "line", "words"), [bad[1:] for bad in BAD], ids=[bad[0] for bad in BAD]
+)
+def test_refused(project: Project, chapter: str, old: str, new: str, line: int, words: str) -> None:
+    project.change(chapter, old, new)
+    refused(project, f"{chapter}:{line}", words)
+
+
+def refused(project: Project, place: str, words: str) -> None:
+    """Both commands refuse, with one message, and change nothing."""
+    before = project.snapshot()
+    for command in ("tangle", "check"):
+        answer = project.run(command)
+        assert answer.status == 1
+        assert len(answer.err.splitlines()) == 1, answer.err
+        assert answer.err.startswith(f"{place}: "), answer.err
+        assert words in answer.err
+        assert project.snapshot() == before
+
+
+def test_here_document_in_an_indent(project: Project) -> None:
+    project.change("lit/20-second.md", "<<say-it>>", "if true; then\n    <<say-it>>\nfi")
+    project.change("lit/20-second.md", 'echo "it"', "cat <<END\nit\nEND")
+    refused(project, "lit/20-second.md:12", "over several lines")
+
+
+def test_not_utf8(project: Project) -> None:
+    project.write("lit/30-third.md", b"# Third\n\ncaf\xe9\n")
+    refused(project, "lit/30-third.md:3", "Save the chapter as UTF-8")
+
+
+@pytest.mark.parametrize("name", ["lit/part/30-third.md", "lit/30-third.markdown", "lit/30-third.MD"])
+def test_a_chapter_that_nobody_reads(project: Project, name: str) -> None:
+    project.write(name, "# Third\n")
+    refused(project, name, "Move or rename it")
+
+
+def test_no_chapters(project: Project) -> None:
+    """Without chapters every file would be stale. That cannot be what was meant."""
+    for chapter in project.path("lit").iterdir():
+        chapter.unlink()
+    refused(project, "lit", "no chapter")
+    project.path("lit").rmdir()
+    refused(project, "lit", "no chapter")
+
+
+def test_chapters_without_code(project: Project) -> None:
+    for chapter in project.path("lit").iterdir():
+        chapter.write_text("# Prose\n")
+    refused(project, "lit", "nothing to tangle")
+
+
+def test_a_link_in_the_way(project: Project) -> None:
+    elsewhere = project.root.parent / "elsewhere"
+    elsewhere.mkdir()
+    project.path("nanochat/sub").symlink_to(elsewhere)
+    project.change("lit/10-first.md", "file=nanochat/alpha.py", "file=nanochat/sub/alpha.py")
+    refused(project, "lit/10-first.md:3", "goes through the link nanochat/sub")
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_target_that_is_a_link(project: Project) -> None:
+    other = project.root.parent / "other.py"
+    other.write_text("mine\n")
+    project.path("nanochat/alpha.py").unlink()
+    project.path("nanochat/alpha.py").symlink_to(other)
+    refused(project, "lit/10-first.md:3", "goes through the link nanochat/alpha.py")
+    assert other.read_text() == "mine\n"
+
+
+def test_a_target_that_is_a_folder(project: Project) -> None:
+    project.write("nanochat/gamma.py/notes.ignored", "mine\n")
+    project.change("lit/10-first.md", "file=nanochat/alpha.py", "file=nanochat/gamma.py")
+    refused(project, "lit/10-first.md:3", "is a folder")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("watch_list", "watchlist", "no setting 'watchlist'"),
+        ("open =", "opne =", "no setting 'opne'"),
+        ("version =", "version", "not readable as TOML"),
+    ],
+)
+def test_settings(project: Project, old: str, new: str, words: str) -> None:
+    project.change("entangled.toml", old, new)
+    refused(project, "entangled.toml", words)
+
+
+def test_no_settings(project: Project) -> None:
+    project.path("entangled.toml").unlink()
+    refused(project, "entangled.toml", "Bring it back")
+
+
+def test_other_markers_than_ours(project: Project) -> None:
+    """If entangled.toml and markup.py do not agree on what a block is, nothing is tangled."""
+    project.change("entangled.toml", "(#|file=)", "(file=)")
+    answer = project.run("tangle")
+    assert answer.status == 1
+    assert "lit/10-first.md:12: Entangled does not see this block" in answer.err
+
+
+def test_several_mistakes_are_all_told(project: Project) -> None:
+    project.change("lit/10-first.md", "<<gamma>>", "<<gama>>")
+    project.change("lit/20-second.md", "<<say-it>>", "<<say-i>>")
+    answer = project.run("tangle")
+    assert [line.split(": ")[0] for line in answer.err.splitlines()] == [
+        "lit/10-first.md:18",
+        "lit/20-second.md:6",
+    ]

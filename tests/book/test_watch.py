@@ -1,0 +1,97 @@
+"""`make watch` tangles on every save and outlives every mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.book.conftest import PYTHON, Project
+from tests.book.test_bad_books import BAD
+from tools.__main__ import tangle
+from tools.watch import follow, is_of_the_book
+
+FIRST, TARGET = "lit/10-first.md", "nanochat/alpha.py"
+
+
+def test_it_survives_every_bad_book(project: Project) -> None:
+    """One mistake after the other, then a good save: that one is tangled."""
+    good = {chapter: project.read(chapter) for chapter in ("lit/10-first.md", "lit/20-second.md")}
+
+    def saves() -> Iterator[None]:
+        for _, chapter, old, new, _, _ in BAD:
+            for name, text in good.items():
+                project.write(name, text)
+            project.change(chapter, old, new)
+            yield
+        for name, text in good.items():
+            project.write(name, text)
+        project.change(FIRST, "x += 1", "x += 2")
+        yield
+
+    project.capsys.readouterr()
+    assert follow(project.root, tangle, saves()) == 0
+    out, err = project.capsys.readouterr()
+    assert err.count("nothing was written; waiting for the next save") == len(BAD)
+    assert out.endswith(f"wrote {TARGET}\n")
+    assert "x += 2" in project.read(TARGET)
+
+
+def test_it_survives_a_mistake_of_its_own(project: Project) -> None:
+    tried = []
+
+    def broken(root: Path) -> int:
+        tried.append(root)
+        raise RuntimeError("broken")
+
+    assert follow(project.root, broken, iter([None, None])) == 0
+    assert len(tried) == 3
+    assert "RuntimeError: broken" in project.capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [("lit/a.md", True), ("entangled.toml", True), ("lit", True), ("lit/a.png", False), ("a.md", False)],
+)
+def test_what_is_watched(path: str, answer: bool) -> None:
+    assert is_of_the_book(Path("/x"), f"/x/{path}") is answer
+
+
+def test_for_real(standalone: Project) -> None:
+    """In a process of its own: a good save, a bad one, lit/ moved away and back, a good one, Ctrl-C."""
+    log = standalone.root.parent / "log"
+    with (
+        log.open("w") as output,
+        subprocess.Popen(
+            [PYTHON, "-m", "tools", "watch"], cwd=standalone.root, stdout=output, stderr=output
+        ) as process,
+    ):
+
+        def wait(words: str, times: int = 1) -> None:
+            for _ in range(300):
+                if log.read_text().count(words) >= times:
+                    return
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.1)
+            raise AssertionError(f"{words!r} did not come: {log.read_text()}")
+
+        wait("up to date")
+        time.sleep(0.5)  # until the watch is set up
+        standalone.change(FIRST, "x += 1", "x += 2")
+        wait(f"wrote {TARGET}")
+        standalone.change(FIRST, "<<gamma>>", "<<gama>>")
+        wait(f"{FIRST}:18: no block is named #gama")
+        standalone.path("lit").rename(standalone.path("away"))
+        wait("there is no chapter here")
+        standalone.path("away").rename(standalone.path("lit"))
+        wait(f"{FIRST}:18: no block is named #gama", 2)
+        time.sleep(0.5)
+        standalone.change(FIRST, "<<gama>>", "<<gamma>>")
+        wait("up to date", 2)
+        process.send_signal(2)
+        assert process.wait(20) == 0
+    assert "x += 2" in standalone.read(TARGET)
+    assert "Traceback" not in log.read_text()

@@ -1,0 +1,45 @@
+"""For all tests: failures name the chapter; what needs a GPU or the other environment steps aside."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from importlib.util import find_spec
+
+import pytest
+
+# The tests of the book's tools run in .venv-book, where Entangled is.
+collect_ignore = [] if find_spec("entangled") else ["book"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a CUDA device; `make gpu` runs these")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add to the report of a failed test where in the book the frames of its traceback were written."""
+    report = yield
+    if report.failed and call.excinfo:
+        from nanochat.provenance import explain
+
+        try:
+            lines = explain(call.excinfo.value)
+        except Exception as error:  # a broken chapter must not hide the failure it explains
+            lines = [f"(not available: {error!r})"]
+        if lines:
+            report.sections.append(("in the book", "\n".join(lines)))
+    return report

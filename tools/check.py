@@ -1,0 +1,90 @@
+"""Compare, lint and type, and change nothing. Complaints about tangled code name the chapter as well."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tools.diff import describe
+from tools.disk import make_plan
+from tools.tangle import Output
+
+# Two environments, so two runs of mypy: product and its tests as the training side sees them, tools as the
+# book's.
+_TYPES = ["-m", "mypy", "--no-error-summary"]
+_AS_BOOK = ["--python-version=3.13", f"--python-executable={sys.executable}"]
+COMMANDS = (
+    ("ruff check", ["-m", "ruff", "check", "--quiet", "--output-format=concise", "."]),
+    ("ruff format", ["-m", "ruff", "format", "--quiet", "--diff", "."]),
+    ("mypy", _TYPES),
+    ("mypy of the tools", [*_TYPES, *_AS_BOOK, "tools", "tests/book"]),
+)
+
+_PLACE = re.compile(r"^(?P<path>[^\s:]+):(?P<line>\d+):")
+_DIFF_FILE = re.compile(r"^--- (?P<path>\S+)")
+_DIFF_PLACE = re.compile(r"^@@ -(?P<line>\d+)(?:,(?P<count>\d+))? ")
+
+
+def compare(root: Path, outputs: dict[str, Output]) -> list[str]:
+    """Every difference between the book and the disk, as messages. Empty if there is none."""
+    plan = make_plan(root, outputs)
+    messages = [str(problem) for problem in plan.problems]
+    told = set(plan.forbidden)
+    for output in plan.write:
+        if output.path in told:
+            continue
+        if not (root / output.path).exists():
+            messages.append(
+                f"{output.block.chapter}:{output.block.line}: {output.path} is missing. Write it: make tangle"
+            )
+            continue
+        place, difference = describe(root, output)
+        messages.append(
+            f"{place.chapter}:{place.line}: {output.path} is not what the book says. make tangle writes "
+            f"what the "
+            f"book says (the file as it is can be had back). To keep what the file says, move it into the "
+            f"chapter "
+            f"first.\n{difference}"
+        )
+    for path in plan.remove:
+        if path not in told:
+            messages.append(
+                f"{path}: no block of the book writes this file. make tangle removes it (git has it)."
+            )
+    return messages
+
+
+def quality(root: Path, outputs: dict[str, Output]) -> list[str]:
+    """The names of the tools that complain, having passed on what they say."""
+    python = root / ".venv" / "bin" / "python"
+    failed = []
+    for name, arguments in COMMANDS:
+        done = subprocess.run(
+            [str(python), *arguments],
+            cwd=root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            failed.append(name)
+            sys.stdout.write(annotate(done.stdout, outputs))
+    return failed
+
+
+def annotate(text: str, outputs: dict[str, Output]) -> str:
+    """Add the chapter and line to each place in tangled code that a tool names, as complaint or in a diff."""
+    annotated = []
+    current: Output | None = None
+    for line in text.splitlines():
+        if match := _PLACE.match(line):
+            output = outputs.get(match["path"].removeprefix("./"))
+            line += f"  [{output.origin(int(match['line']))}]" if output else ""
+        elif match := _DIFF_FILE.match(line):
+            current = outputs.get(match["path"].removeprefix("./"))
+        elif current and (match := _DIFF_PLACE.match(line)):
+            last = int(match["line"]) + int(match["count"] or 1) - 1
+            line += f"  [{current.origin(int(match['line']))} to {current.origin(last)}]"
+        annotated.append(line + "\n")
+    return "".join(annotated)

@@ -1,0 +1,61 @@
+"""Tangle whenever a chapter is saved, and survive whatever is wrong with it."""
+
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from watchfiles import Change, watch
+
+from tools.chapters import SETTINGS
+from tools.problems import Refused
+
+
+def is_of_the_book(root: Path, path: str) -> bool:
+    """Whether a change of this file can change what is tangled."""
+    place = Path(path)
+    return (
+        place == root / SETTINGS
+        or place == root / "lit"
+        or (place.parent == root / "lit" and place.suffix == ".md")
+    )
+
+
+def saves(root: Path) -> Iterator[None]:
+    """Return once for each batch of changes to the book, for ever. The folder lit/ may go and come back."""
+    while True:
+        folders = [folder for folder in (root, root / "lit") if folder.is_dir()]
+
+        def wanted(_: Change, path: str) -> bool:
+            return is_of_the_book(root, path)
+
+        for _ in watch(*folders, watch_filter=wanted, recursive=False, raise_interrupt=True, debounce=200):
+            yield
+            if len(folders) != 1 + (root / "lit").is_dir():
+                break  # watch the new lit/, or no longer the old one
+
+
+def follow(root: Path, tangle: Callable[[Path], int], batches: Iterator[None] | None = None) -> int:
+    """Tangle now and after each save, until Ctrl-C."""
+    print("watching lit/; Ctrl-C ends it", flush=True)
+    try:
+        attempt(root, tangle)
+        for _ in saves(root) if batches is None else batches:
+            attempt(root, tangle)
+    except KeyboardInterrupt:
+        print("\nno longer watching")
+    return 0
+
+
+def attempt(root: Path, tangle: Callable[[Path], int]) -> None:
+    """Tangle once. Whatever goes wrong is printed, and the next save gets its chance."""
+    try:
+        tangle(root)
+    except Refused as refused:
+        print(refused, file=sys.stderr)
+        print("nothing was written; waiting for the next save", file=sys.stderr)
+    except Exception:  # a mistake in the tools, or a disk that is full: no reason to stop watching
+        traceback.print_exc()
+        print("nothing more was written; waiting for the next save", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
