@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,7 @@ def cut_in_half(path: Path) -> None:
     path.write_bytes(data[: len(data) // 2])
 
 
-DAMAGE = {
+DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "truncated": (cut_in_half, ("model", "optim", "meta")),
     "a byte flipped near the end": (lambda path: flip_a_byte(path, 0.95), ("model", "optim", "meta")),
     "a byte flipped in the middle": (lambda path: flip_a_byte(path, 0.5), ("model", "optim", "meta")),
