@@ -4,6 +4,7 @@ The book's chapters 10 to 50 explain every line. Shapes are written with B (batc
 C (channels, n_embd), H (heads), D (head size, C / H) and V (vocabulary).
 """
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -245,11 +246,13 @@ class GPT(nn.Module):
         targets: Tensor | None = None,
         kv_cache: Cache | None = None,
         loss_reduction: str = "mean",
+        last_only: bool = False,
     ) -> Tensor:
         """Predict the token after each of idx (B, T), int64.
 
-        Without targets: softcapped logits (B, T, V), float32. With targets (B, T), int64, -1 where nothing is
-        asked: the cross-entropy in nats, a scalar for loss_reduction "mean" or "sum", (B·T,) for "none".
+        Without targets: softcapped logits (B, T, V), float32, or the last position's alone (B, 1, V) with
+        last_only. With targets (B, T), int64, -1 where nothing is asked: the cross-entropy in nats, a scalar
+        for loss_reduction "mean" or "sum", (B·T,) for "none".
         With a cache, idx continues what the cache holds. Raises ValueError past the rotary tables' end.
         """
         start = 0 if kv_cache is None else kv_cache.get_pos()
@@ -267,7 +270,7 @@ class GPT(nn.Module):
         if targets is not None:
             weight, flat_targets = self.lm_head.weight, targets.flatten()
             return softcapped_cross_entropy(x.flatten(0, 1), weight, flat_targets, SOFTCAP, loss_reduction)
-        logits: Tensor = self.lm_head(x).float()
+        logits: Tensor = self.lm_head(x[:, -1:] if last_only else x).float()
         return SOFTCAP * torch.tanh(logits / SOFTCAP)
 
     def setup_optimizers(
@@ -325,16 +328,15 @@ class GPT(nn.Module):
     ) -> Iterator[int]:
         """Yield max_tokens sampled tokens that continue tokens, one sequence, without a cache.
 
-        Temperature 0 takes the likeliest token. Raises ValueError for an empty prompt, a negative temperature
-        or top_k < 1.
+        Temperature 0 takes the likeliest token. Raises ValueError for an empty prompt, for settings that
+        sample_next refuses, and past the rotary tables' end.
         """
         if not tokens:
             raise ValueError("GPT.generate: the prompt is empty; begin with the tokenizer's <|bos|> token")
-        device = self.get_device()
-        rng = torch.Generator(device=device).manual_seed(seed)
-        ids = torch.tensor([tokens], dtype=torch.long, device=device)
+        rng = random.Random(seed)
+        ids = torch.tensor([tokens], dtype=torch.long, device=self.get_device())
         for _ in range(max_tokens):
-            logits = self.forward(ids)[:, -1]
-            next_id = sample_next(logits, rng, temperature, top_k)
+            logits = self.forward(ids, last_only=True)[:, -1]
+            next_id = sample_next(logits, [rng], temperature, top_k)
             ids = torch.cat((ids, next_id), dim=1)
             yield int(next_id.item())
