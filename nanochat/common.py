@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nanochat import provenance
+
 if TYPE_CHECKING:
     import torch
 
@@ -23,6 +25,7 @@ class UserError(Exception):
 
 def run_program(main: Callable[[], object]) -> None:
     """Call `main`; turn a UserError into `error: …` on stderr and exit status 2, Ctrl-C into status 130."""
+    provenance.install()
     try:
         main()
     except UserError as error:
