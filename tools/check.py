@@ -41,10 +41,8 @@ def compare(root: Path, outputs: dict[str, Output]) -> list[str]:
         place, difference = describe(root, output)
         messages.append(
             f"{place.chapter}:{place.line}: {output.path} is not what the book says. make tangle writes "
-            f"what the "
-            f"book says (the file as it is can be had back). To keep what the file says, move it into the "
-            f"chapter "
-            f"first.\n{difference}"
+            "what the book says (the file as it is can be had back). To keep what the file says, move it "
+            f"into the chapter first.\n{difference}"
         )
     for path in plan.remove:
         if path not in told:

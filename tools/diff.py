@@ -20,21 +20,30 @@ def describe(root: Path, output: Output) -> tuple[Origin, str]:
     for kind, b1, b2, f1, f2 in matcher.get_opcodes():
         if kind == "equal":
             continue
-        start, end = output.origin(b1 + 1 if b2 > b1 else max(b1, 1)), output.origin(max(b2, 1))
-        first = first or start
-        lines = f"{start.line}" if start == end or b2 <= b1 + 1 else f"{start.line}-{end.line}"
-        if start.chapter != end.chapter:
-            lines = f"{start.line} to {end.chapter}:{end.line}"
-        where = "after " if b1 == b2 else ""
-        shown.append(
-            f"  {output.path}:{f1 + 1} belongs {'' if where else 'to '}{where}{start.chapter}:{lines} "
-            f"({start.name})"
-        )
+        origins = list(output.origins[b1:b2])
+        first = first or (origins[0] if origins else output.origin(b1))
+        where = f"belongs to {runs(origins)}" if origins else f"belongs after {output.origin(b1)}"
+        shown.append(f"  {output.path}:{f1 + 1} {where}")
         shown += shorten([f"    book | {line}" for line in book[b1:b2]])
         shown += shorten([f"    file | {line}" for line in file[f1:f2]])
     if not shown:
         shown.append(f"  {output.path} differs only in the end of its last line, or in what may be executed")
     return first or output.origin(len(output.origins)), "\n".join(shown)
+
+
+def runs(origins: list[Origin]) -> str:
+    """Origins one after the other, neighbouring lines together: lit/a.md:3-5 (x), lit/b.md:9 (y)."""
+    found: list[list[Origin]] = []
+    for origin in origins:
+        last = found[-1][-1] if found else None
+        if last and (last.chapter, last.name, last.line + 1) == (origin.chapter, origin.name, origin.line):
+            found[-1].append(origin)
+        else:
+            found.append([origin])
+    return ", ".join(
+        f"{run[0].chapter}:{run[0].line}{f'-{run[-1].line}' if len(run) > 1 else ''} ({run[0].name})"
+        for run in found
+    )
 
 
 def shorten(lines: list[str]) -> list[str]:

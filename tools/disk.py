@@ -75,8 +75,7 @@ def make_plan(root: Path, outputs: dict[str, Output]) -> Plan:
         if not recoverable(git, path, written):
             text = (
                 "no block of the book writes this file, and git has no copy of it, so it is not removed. "
-                "Move it into "
-                "a chapter (a block with file=), out of nanochat/ and scripts/, or commit it."
+                "Move it into a chapter (a block with file=), out of nanochat/ and scripts/, or commit it."
             )
             plan.forbidden[path] = Problem(path, 0, text)
     return plan
@@ -87,9 +86,8 @@ def describe_edit(root: Path, output: Output) -> Problem:
     place, difference = describe(root, output)
     text = (
         f"{output.path} was edited by hand, and git has no copy of it, so it is not overwritten. Move the "
-        f"edit into the "
-        f"chapter as shown below; or keep a copy with git (git add {output.path}); or give it up "
-        f"(rm {output.path}). Then tangle again.\n{difference}"
+        f"edit into the chapter as shown below; or keep a copy with git (git add {output.path}); or give it "
+        f"up (rm {output.path}). Then tangle again.\n{difference}"
     )
     return Problem(place.chapter, place.line, text)
 

@@ -55,8 +55,7 @@ def lint_code(block: Block) -> list[Problem]:
         if not _REFERENCE.match(line) and (match := _ANYWHERE.search(line)):
             text = (
                 f"the reference {match[0]} must stand alone on its line, its name in letters, digits and "
-                f"dashes. "
-                "Move what else is on the line to a line of its own."
+                "dashes. Move what else is on the line to a line of its own."
             )
             problems.append(Problem(block.chapter, number, text))
         if MARKER_COMMENT in line:
@@ -84,13 +83,13 @@ def lint_names(book: Book) -> list[Problem]:
         if earlier.chapter != block.chapter:
             text = (
                 f"#{block.name} is already the name of a block in {place}. Names hold in all chapters: "
-                f"choose another."
+                "choose another."
             )
             problems.append(Problem(block.chapter, block.line, text))
         elif block.fence.file or block.fence.todo or earlier.fence.todo:
             text = (
                 f"#{block.name} is already a block in {place}, and one with file= or todo= must be whole. "
-                f"Rename one."
+                "Rename one."
             )
             problems.append(Problem(block.chapter, block.line, text))
     return problems
@@ -111,7 +110,7 @@ def lint_targets(book: Book, root: Path) -> list[Problem]:
         if earlier is not block:
             text = (
                 f"file={path} is already claimed in {earlier.chapter}:{earlier.line}. A file is written by "
-                f"one block."
+                "one block."
             )
             problems.append(Problem(block.chapter, block.line, text))
     for path, block in first.items():
@@ -119,7 +118,7 @@ def lint_targets(book: Book, root: Path) -> list[Problem]:
             if folder in first:
                 text = (
                     f"file={block.fence.file} lies inside file={first[folder].fence.file}. Rename one of "
-                    f"them."
+                    "them."
                 )
                 problems.append(Problem(block.chapter, block.line, text))
     if not first and not problems:
@@ -144,7 +143,7 @@ def wrong_target(path: str, language: str, root: Path) -> str | None:
     if not path.endswith(SUFFIXES[language]):
         return (
             f"does not end as a file of {language} does: {' or '.join(SUFFIXES[language])}. Correct one of "
-            f"them."
+            "them."
         )
     place = root
     for part in parts:
@@ -186,7 +185,7 @@ def lint_cycles(book: Book) -> list[Problem]:
                     chain = " -> ".join((*path[path.index(below) :], below))
                     text = (
                         f"this reference makes #{below} contain itself: {chain}. Take one of the references "
-                        f"out."
+                        "out."
                     )
                     problems.append(Problem(block.chapter, number, text))
                 elif below not in done:
@@ -212,8 +211,8 @@ def lint_use(book: Book) -> list[Problem]:
     for block in book.blocks:
         if block.name not in used:
             text = (
-                f"#{block.name} is used by no file. Refer to it with <<{block.name}>>, give it a file=, "
-                "or take #name away if it is only shown."
+                f"#{block.name} is used by no file. Refer to it with <<{block.name}>>, give it a file=, or "
+                "take #name away if it is only shown."
             )
             problems.append(Problem(block.chapter, block.line, text))
     return problems
@@ -228,8 +227,8 @@ def lint_indented_strings(output: Output) -> list[Problem]:
         if origin:
             text = (
                 "this text over several lines stands in a fragment that is referred to with an indent, "
-                "which would "
-                "become part of its value. Move it to a fragment at the left margin, or join lines with \\n."
+                "which would become part of its value. Move it to a fragment at the left margin, or join "
+                "lines with \\n."
             )
             problems.append(Problem(origin.chapter, output.origins[first - 1].line, text))
     return problems

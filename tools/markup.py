@@ -86,8 +86,8 @@ class _Scanner:
         if _TAKEN.match(line) or (hidden and is_meant_for_code(hidden["info"])):
             self.complain(
                 number,
-                "this fence is not at the left margin, or not a fence for Markdown, so it would not "
-                f"become code. Write it at the start of a line of its own: {FORM}",
+                "this fence is not at the left margin, or not a fence for Markdown, so it would not become "
+                f"code. Write it at the start of a line of its own: {FORM}",
             )
 
     def opens_comment(self, line: str) -> bool:
@@ -102,8 +102,7 @@ class _Scanner:
                 self.complain(
                     number,
                     "this block stands in an HTML comment, where no reader sees it, yet Entangled would "
-                    "tangle "
-                    "it. Take it out of the comment or delete it.",
+                    "tangle it. Take it out of the comment or delete it.",
                 )
             if "-->" in line:
                 return number
@@ -124,8 +123,8 @@ class _Scanner:
         elif not _PLAIN.match(info):
             self.complain(
                 start,
-                f"'{info}' is no language. A block that is only shown has one word behind its fence; "
-                f"a block that becomes code: {FORM}",
+                f"'{info}' is no language. A block that is only shown has one word behind its fence; a "
+                f"block that becomes code: {FORM}",
             )
         return self.end_of_shown(start, match)
 
@@ -156,8 +155,8 @@ class _Scanner:
                 self.complain(
                     start,
                     f"this fence is not closed before another stands in line {number}. Close the block with "
-                    f"three "
-                    "backticks alone on a line at the left margin (and keep such lines out of its code).",
+                    "three backticks alone on a line at the left margin (and keep such lines out of its "
+                    "code).",
                 )
                 return number - 1 if re.match(r"^\s*```+ *[^`\s]", line) else number
         self.complain(
@@ -177,8 +176,8 @@ class _Scanner:
                 self.complain(
                     start,
                     f"this fence is not closed before another opens in line {number}. Close the block with "
-                    f"three "
-                    "backticks (a line of three backticks inside the block above would have ended it early).",
+                    "three backticks (a line of three backticks inside the block above would have ended it "
+                    "early).",
                 )
                 return number - 1
             if _TAKEN.match(line) and not skipped_by_entangled:
@@ -230,8 +229,7 @@ class _Scanner:
             self.complain(
                 start,
                 f"'{header['language']}' is no language that tangles. Write one of {', '.join(LANGUAGES)}, "
-                f"in lower "
-                "case, or leave #name and file= away if the block is only shown.",
+                "in lower case, or leave #name and file= away if the block is only shown.",
             )
             return None
         return Fence(start, end, header["language"], found.get("name"), found.get("file"), found.get("todo"))

@@ -69,6 +69,13 @@ def test_lines_added_and_removed_by_hand(project: Project) -> None:
     )
 
 
+def test_an_edit_across_fragments(project: Project) -> None:
+    project.write(TARGET, ALPHA.replace("        x += 1\n    return x\n", "        x += 3\n    return -x\n"))
+    kept(project, f"{TARGET}:11 belongs to {FIRST}:25 (gamma), {FIRST}:19 (beta)\n")
+    project.write(TARGET, ALPHA.replace("Beta.", "B.").replace("Over several", "Over many"))
+    kept(project, f"{TARGET}:5 belongs to {FIRST}:14 (beta)\n", f"{TARGET}:7 belongs to {FIRST}:16 (beta)\n")
+
+
 def test_edit_moved_into_the_chapter(project: Project) -> None:
     """Once the chapter says the same, nothing is in the way."""
     project.write(TARGET, EDITED)
