@@ -1,11 +1,12 @@
 """Cross-entropy of softcapped logits, computed from hidden states without holding all logits at once."""
 
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 SMALLEST_CHUNK = 2**24  # logits: 64 MB in float32
@@ -17,25 +18,38 @@ def rows_per_chunk(n_rows: int, vocab_size: int) -> int:
     return max(1, SMALLEST_CHUNK // vocab_size, -(-n_rows // MOST_CHUNKS))
 
 
+def cut(x: Tensor, targets: Tensor, vocab_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of x (N, C) with their targets (N,), a chunk at a time; views, not copies."""
+    rows = rows_per_chunk(x.size(0), vocab_size)
+    return zip(torch.split(x, rows), torch.split(targets, rows), strict=True)
+
+
+def widen(x: Tensor) -> Tensor:
+    """x in float32, or float64 where it is that already."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def chunk_nll(x: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
-    """Negative log-likelihood in nats of each target (N,), float32, 0 where the target is -1; x is (N, C)."""
-    logits = softcap * torch.tanh((x @ weight.t()).float() / softcap)
+    """Negative log-likelihood in nats of each target (N,), 0 where the target is -1; x is (N, C)."""
+    logits = softcap * torch.tanh(widen(x @ weight.t()) / softcap)
     return F.cross_entropy(logits, targets, ignore_index=-1, reduction="none")
 
 
 def chunk_loss_and_dlogits(logits: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
-    """Summed loss of one chunk (float32 scalar) and its gradient by the raw logits (N, V), in their dtype."""
-    squashed = torch.tanh(logits.float() / softcap)
-    capped = softcap * squashed
-    top = capped.amax(dim=-1, keepdim=True)
-    weights = torch.exp(capped - top)
-    total = weights.sum(dim=-1, keepdim=True)
+    """Summed loss of one chunk (a wide scalar) and its gradient by the raw logits (N, V), in their dtype."""
     asked = (targets != -1).unsqueeze(-1)
-    index = targets.clamp(min=0).unsqueeze(-1)
-    nll = (top + total.log() - capped.gather(-1, index)).masked_fill(~asked, 0.0)
-    is_target = torch.arange(logits.size(-1), device=logits.device) == index
-    dlogits = (weights / total - is_target.float()) * (1 - squashed * squashed) * asked
-    return nll.sum(), dlogits.to(logits.dtype)
+    target = targets.unsqueeze(-1).masked_fill(~asked, 0)  # any index will do where nothing is asked
+    squashed = torch.tanh(widen(logits) / softcap)
+    capped = softcap * squashed
+    reached = capped.gather(-1, target)
+    top = capped.amax(dim=-1, keepdim=True)
+    weights = capped.sub_(top).exp_()
+    total = weights.sum(dim=-1, keepdim=True)
+    loss = ((top + total.log() - reached) * asked).sum()
+    is_target = torch.arange(logits.size(-1), device=logits.device) == target
+    dlogits = weights.div_(total).add_(is_target, alpha=-1)
+    dlogits.mul_(1 - squashed.square_()).mul_(asked)
+    return loss, dlogits.to(logits.dtype)
 
 
 _kernel = chunk_loss_and_dlogits
@@ -47,6 +61,16 @@ def compile_kernel() -> None:
     _kernel = torch.compile(chunk_loss_and_dlogits, dynamic=False)
 
 
+def score(x: Tensor, weight: Tensor, targets: Tensor, softcap: float, dtype: torch.dtype) -> Tensor:
+    """The loss of each position (N,), in nats; a backward pass computes each chunk's logits again."""
+    narrow_weight = weight.to(dtype)
+    nll: list[Tensor] = []
+    for x_chunk, targets_chunk in cut(x.to(dtype), targets, weight.size(0)):
+        arguments = x_chunk, narrow_weight, targets_chunk, softcap
+        nll.append(checkpoint(chunk_nll, *arguments, use_reentrant=False, preserve_rng_state=False))
+    return torch.cat(nll)
+
+
 class _SummedLoss(torch.autograd.Function):
     """Loss and both gradients in one walk over the chunks; backward only scales what forward kept."""
 
@@ -54,27 +78,25 @@ class _SummedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, softcap: float, dtype: torch.dtype
     ) -> Tensor:
-        rows = rows_per_chunk(x.size(0), weight.size(0))
         narrow_weight = weight.to(dtype)
         losses: list[Tensor] = []
         dx: list[Tensor] = []
-        dweight: Tensor | None = None
-        chunks = zip(torch.split(x.to(dtype), rows), torch.split(targets, rows), strict=True)
-        for x_chunk, targets_chunk in chunks:
+        dweight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        for x_chunk, targets_chunk in cut(x.to(dtype), targets, weight.size(0)):
             loss, dlogits = _kernel(x_chunk @ narrow_weight.t(), targets_chunk, softcap)
             losses.append(loss)
             dx.append((dlogits @ narrow_weight).to(x.dtype))
-            contribution = (dlogits.t() @ x_chunk).to(torch.promote_types(weight.dtype, torch.float32))
-            dweight = contribution if dweight is None else dweight.add_(contribution)
-        assert dweight is not None
+            dweight += dlogits.t() @ x_chunk
+            del dlogits  # or it would live on beside the next chunk's logits
         ctx.save_for_backward(torch.cat(dx), dweight.to(weight.dtype))
         return torch.stack(losses).sum()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = grad_outputs
         dx, dweight = ctx.saved_tensors
-        return dx * scale.to(dx.dtype), dweight * scale.to(dweight.dtype), None, None, None
+        return dx * scale, dweight * scale, None, None, None
 
 
 def softcapped_cross_entropy(
@@ -83,18 +105,28 @@ def softcapped_cross_entropy(
     """Cross-entropy, in nats, of the logits softcap · tanh(x weightᵀ / softcap) against targets.
 
     x (N, C), weight (V, C), targets (N,) int64 with -1 where nothing is asked. reduction is "mean" (over the
-    asked positions), "sum", or "none" (shape (N,)). Returns float32. Raises ValueError for another reduction.
+    asked positions; nan if there is none), "sum", or "none" (shape (N,)). Returns float32 (float64 for
+    float64 inputs). Raises ValueError for another reduction or for more or fewer targets than rows, and
+    IndexError or RuntimeError for a target that is neither -1 nor a token.
     """
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f'loss: reduction is {reduction!r}; use "mean", "sum" or "none"')
+    if targets.shape != x.shape[:1]:
+        raise ValueError(
+            f"loss: {x.size(0)} rows but targets of shape {tuple(targets.shape)}; each row needs one target"
+        )
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     with torch.autocast(device, enabled=False):
-        if reduction == "none":
-            rows = rows_per_chunk(x.size(0), weight.size(0))
-            narrow_weight = weight.to(dtype)
-            chunks = zip(torch.split(x.to(dtype), rows), torch.split(targets, rows), strict=True)
-            score = partial(checkpoint, chunk_nll, use_reentrant=False)
-            return torch.cat([score(x_chunk, narrow_weight, t, softcap) for x_chunk, t in chunks])
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f'loss: reduction is {reduction!r}; use "mean", "sum" or "none"')
-        total: Tensor = _SummedLoss.apply(x, weight, targets, softcap, dtype)  # type: ignore[no-untyped-call]
-        return total / (targets != -1).sum() if reduction == "mean" else total
+        if learning and reduction != "none":
+            total: Tensor = _SummedLoss.apply(x, weight, targets, softcap, dtype)  # type: ignore[no-untyped-call]
+        else:
+            nll = score(x, weight, targets, softcap, dtype)
+            if reduction == "none":
+                return nll
+            total = nll.sum()
+        if reduction == "sum":
+            return total
+        n_asked = (targets != -1).sum()
+        return (total / n_asked.clamp(min=1)).masked_fill(n_asked == 0, torch.nan)

@@ -1,0 +1,283 @@
+"""The loss in chunks equals the loss of all logits at once, and never holds all logits at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nanochat import loss as loss_module
+from nanochat.loss import rows_per_chunk, softcapped_cross_entropy
+
+CAP = 15.0
+N, C, V = 23, 6, 41
+REDUCTIONS = ["mean", "sum", "none"]
+
+
+def all_at_once(x: Tensor, weight: Tensor, targets: Tensor, softcap: float, reduction: str) -> Tensor:
+    """The definition: every logit, then PyTorch's own loss."""
+    logits = softcap * torch.tanh((x @ weight.t()) / softcap)
+    return F.cross_entropy(logits, targets, ignore_index=-1, reduction=reduction)
+
+
+def problem(dtype: torch.dtype = torch.float64, spread: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:
+    """x, weight and targets, a third of them -1; logits so wide that the cap matters."""
+    torch.manual_seed(0)
+    x = torch.randn(N, C, dtype=dtype, requires_grad=True)
+    weight = (spread * torch.randn(V, C, dtype=dtype)).requires_grad_()
+    targets = torch.randint(0, V, (N,)).masked_fill(torch.rand(N) < 0.3, -1)
+    assert 0 < int((targets == -1).sum()) < N
+    return x, weight, targets
+
+
+def value_and_gradients(loss: Tensor, x: Tensor, weight: Tensor) -> list[Tensor]:
+    """The loss and its gradients; "none" is weighed by unequal numbers first, so that each row counts."""
+    scalar = loss if loss.ndim == 0 else loss @ torch.linspace(1, 2, N, dtype=loss.dtype)
+    return [loss.detach(), *torch.autograd.grad(scalar, (x, weight))]
+
+
+@pytest.fixture(params=[1, 5, 23, 300])
+def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Chunks of one row, of some rows and a rest, of exactly all rows, of more than all."""
+    rows: int = request.param
+    monkeypatch.setattr(loss_module, "rows_per_chunk", lambda n_rows, vocab_size: rows)
+    return rows
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_values_and_gradients_are_those_of_the_definition(rows: int, reduction: str) -> None:
+    x, weight, targets = problem()
+    ours = value_and_gradients(softcapped_cross_entropy(x, weight, targets, CAP, reduction), x, weight)
+    torchs = value_and_gradients(all_at_once(x, weight, targets, CAP, reduction), x, weight)
+    for a, b in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_float32_agrees_with_float64(reduction: str) -> None:
+    x, weight, targets = problem()
+    exact = value_and_gradients(all_at_once(x, weight, targets, CAP, reduction), x, weight)
+    x, weight = (t.detach().float().requires_grad_() for t in (x, weight))
+    ours = value_and_gradients(softcapped_cross_entropy(x, weight, targets, CAP, reduction), x, weight)
+    for a, b in zip(ours, exact, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_gradients_are_the_slopes_of_the_loss(reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_module, "rows_per_chunk", lambda n_rows, vocab_size: 2)
+    x, weight, targets = problem()
+    x, weight = (t[:5, :3].detach().requires_grad_() for t in (x, weight))
+    targets = torch.tensor([4, -1, 0, 2, 2])
+
+    def f(x: Tensor, weight: Tensor) -> Tensor:
+        return softcapped_cross_entropy(x, weight, targets, CAP, reduction)
+
+    assert torch.autograd.gradcheck(f, (x, weight))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_without_gradients_the_value_is_the_same_and_no_gradient_is_computed(
+    reduction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, weight, targets = problem(torch.float32)
+    expected = softcapped_cross_entropy(x, weight, targets, CAP, reduction).detach()
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("an evaluation computed gradients")
+
+    monkeypatch.setattr(loss_module, "_kernel", refuse)
+    with torch.no_grad():
+        value = softcapped_cross_entropy(x, weight, targets, CAP, reduction)
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
+    value = softcapped_cross_entropy(x.detach(), weight.detach(), targets, CAP, reduction)
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_only_one_side_may_want_gradients() -> None:
+    x, weight, targets = problem()
+    both = torch.autograd.grad(softcapped_cross_entropy(x, weight, targets, CAP), (x, weight))
+    (dx,) = torch.autograd.grad(softcapped_cross_entropy(x, weight.detach(), targets, CAP), x)
+    (dweight,) = torch.autograd.grad(softcapped_cross_entropy(x.detach(), weight, targets, CAP), weight)
+    assert torch.equal(dx, both[0])
+    assert torch.equal(dweight, both[1])
+
+
+def test_backward_scales_by_what_comes_from_above() -> None:
+    x, weight, targets = problem()
+    once = torch.autograd.grad(softcapped_cross_entropy(x, weight, targets, CAP), (x, weight))
+    thrice = torch.autograd.grad(-3 * softcapped_cross_entropy(x, weight, targets, CAP), (x, weight))
+    for a, b in zip(once, thrice, strict=True):
+        torch.testing.assert_close(-3 * a, b)
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
+    x, weight, targets = problem()
+    (dx,) = torch.autograd.grad(softcapped_cross_entropy(x, weight, targets, CAP), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
+        dx.square().sum().backward()
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_nothing_asked_gives_what_torch_gives(reduction: str) -> None:
+    x, weight, _ = problem()
+    targets = torch.full((N,), -1)
+    ours = value_and_gradients(softcapped_cross_entropy(x, weight, targets, CAP, reduction), x, weight)
+    torchs = value_and_gradients(all_at_once(x, weight, targets, CAP, reduction), x, weight)
+    for a, b in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True)
+    assert ours[0].isnan().all() == (reduction == "mean")
+
+
+@pytest.mark.parametrize("wrong", [V, V + 7, -2, -100])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_target_that_is_no_token_is_refused(wrong: int, reduction: str) -> None:
+    x, weight, targets = problem()
+    targets[4] = wrong
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        softcapped_cross_entropy(x, weight, targets, CAP, reduction)
+
+
+@pytest.mark.parametrize("size", [0, 1, N - 1, N + 1])
+def test_each_row_needs_one_target(size: int) -> None:
+    x, weight, _ = problem()
+    with pytest.raises(ValueError, match=r"23 rows but targets of shape"):
+        softcapped_cross_entropy(x, weight, torch.zeros(size, dtype=torch.long), CAP)
+
+
+def test_an_unknown_reduction_is_refused() -> None:
+    x, weight, targets = problem()
+    with pytest.raises(ValueError, match='reduction is \'avg\'; use "mean", "sum" or "none"'):
+        softcapped_cross_entropy(x, weight, targets, CAP, "avg")
+
+
+def test_wide_logits_neither_overflow_nor_lose_the_loss() -> None:
+    x, weight, targets = problem(torch.float32, spread=1e4)
+    loss = softcapped_cross_entropy(x, weight, targets, CAP, "none")
+    assert loss.isfinite().all()
+    assert float(loss.detach().max()) < 2 * CAP + torch.tensor(float(V)).log()
+    uncapped = softcapped_cross_entropy(x, weight, targets, 1e9, "mean")
+    torch.testing.assert_close(uncapped, F.cross_entropy(x @ weight.t(), targets, ignore_index=-1))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_autocast_narrows_the_products_and_nothing_else(reduction: str) -> None:
+    """A product of bf16 inputs is rounded to 8 bits: relative errors of 2^-9 in each input and in the result,
+    so a logit of size z is off by about z/128 at worst, and the loss by no more. The softmax itself is
+    float32: from the same bf16 logits the loss must agree to float32's own precision."""
+    x, weight, targets = problem(torch.float32, spread=1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = value_and_gradients(softcapped_cross_entropy(x, weight, targets, CAP, reduction), x, weight)
+    exact = value_and_gradients(all_at_once(x, weight, targets, CAP, reduction), x, weight)
+    assert [t.dtype for t in ours] == [torch.float32] * 3
+    logits = (x.bfloat16() @ weight.bfloat16().t()).float()
+    reference = F.cross_entropy(CAP * torch.tanh(logits / CAP), targets, ignore_index=-1, reduction=reduction)
+    torch.testing.assert_close(ours[0], reference.detach(), rtol=1e-6, atol=1e-6)
+    for a, b in zip(ours, exact, strict=True):
+        assert float((a - b).abs().max()) < 2**-6 * max(1.0, float(b.abs().max()))
+    assert not torch.equal(ours[0], exact[0])  # or autocast was not honoured at all
+
+
+def test_gradients_of_many_chunks_are_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row a chunk, all alike: summed in bf16 the weight's gradient would stop growing after 256 rows."""
+    monkeypatch.setattr(loss_module, "rows_per_chunk", lambda n_rows, vocab_size: 1)
+    x = torch.ones(300, 2, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.zeros(4, 2, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        softcapped_cross_entropy(x, weight, torch.zeros(300, dtype=torch.long), CAP, "sum").backward()
+    assert weight.grad is not None
+    torch.testing.assert_close(weight.grad, torch.tensor([[-225.0], [75.0], [75.0], [75.0]]).expand(4, 2))
+
+
+def test_a_mean_over_bf16_rows_is_scaled_without_rounding_the_scale() -> None:
+    """1/500 rounds to 0.00200653 in bf16, a third of a percent too much, in every gradient alike."""
+    x = torch.zeros(500, 1, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.tensor([[1.0], [-1.0]], requires_grad=True)
+    softcapped_cross_entropy(x, weight, torch.zeros(500, dtype=torch.long), CAP).backward()
+    assert x.grad is not None
+    exact = torch.tensor(-1 / 500).bfloat16()
+    assert torch.equal(x.grad, exact.expand(500, 1))
+
+
+def test_the_chunk_is_two_to_the_24_logits_or_an_eighth() -> None:
+    assert rows_per_chunk(512, 65536) == 256
+    assert rows_per_chunk(8192, 65536) == 1024
+    assert rows_per_chunk(8193, 65536) == 1025
+    assert rows_per_chunk(1, 4096) == 4096
+    assert rows_per_chunk(3, 2**30) == 1
+
+
+class Watch(TorchDispatchMode):
+    """Record the largest tensor any operation makes, and the most bytes that live at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = self.largest_wide = self.peak = 0
+        self.living: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(t, Tensor):
+                self.largest = max(self.largest, t.numel())
+                if t.dtype == torch.float32:
+                    self.largest_wide = max(self.largest_wide, t.numel())
+                storage = t.untyped_storage()
+                self.living[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.living = {k: v for k, v in self.living.items() if not v[0].expired()}
+        self.peak = max(self.peak, sum(nbytes for _, nbytes in self.living.values()))
+        return out
+
+
+def watch(loss: Callable[[Tensor, Tensor, Tensor], Tensor], n: int, vocab: int) -> Watch:
+    torch.manual_seed(0)
+    x = torch.randn(n, 8, requires_grad=True)
+    weight = torch.randn(vocab, 8, requires_grad=True)
+    targets = torch.randint(0, vocab, (n,))
+    with Watch() as seen:
+        loss(x, weight, targets).backward()
+    return seen
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_only_a_chunk_of_logits_ever_exists(
+    reduction: str, autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, vocab = 512, 1024
+    monkeypatch.setattr(loss_module, "SMALLEST_CHUNK", 16 * vocab)  # smaller than an eighth: 64 rows count
+
+    def ours(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            return softcapped_cross_entropy(x, weight, targets, CAP, reduction).sum()
+
+    seen = watch(ours, n, vocab)
+    assert seen.largest == 64 * vocab  # the watch works, and nothing reaches n * vocab
+    naive = watch(lambda x, w, t: all_at_once(x, w, t, CAP, reduction).sum(), n, vocab)
+    assert naive.largest == n * vocab
+    assert seen.peak < naive.peak / 6
+
+
+def test_evaluation_holds_one_chunk_too() -> None:
+    n, vocab = 512, 65536
+    with torch.no_grad(), Watch() as seen:
+        softcapped_cross_entropy(torch.randn(n, 2), torch.randn(vocab, 2), torch.zeros(n).long(), CAP)
+    assert seen.largest == 2**24
+
+
+def test_the_compiled_kernel_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_module, "_kernel", loss_module.chunk_loss_and_dlogits)  # to be undone
+    x, weight, targets = problem(torch.float32)
+    plain = value_and_gradients(softcapped_cross_entropy(x, weight, targets, CAP), x, weight)
+    loss_module.compile_kernel()
+    assert loss_module._kernel is not loss_module.chunk_loss_and_dlogits
+    fused = value_and_gradients(softcapped_cross_entropy(x, weight, targets, CAP), x, weight)
+    for a, b in zip(plain, fused, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
