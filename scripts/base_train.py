@@ -1,0 +1,35 @@
+"""Train a GPT: `python -m scripts.base_train --help` lists the flags."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from nanochat.common import run_program
+from nanochat.flags import parse_flags
+from nanochat.train_config import TrainConfig, open_tokenizer
+
+if TYPE_CHECKING:
+    from nanochat.training import Result
+
+__all__ = ["TrainConfig", "main", "train"]
+
+
+def train(config: TrainConfig) -> Result:
+    """Train as `config` says; everything that can be refused is refused before PyTorch is imported."""
+    tokenizer = open_tokenizer(config)
+    from nanochat import training
+
+    return training.train(config, tokenizer)
+
+
+def main() -> None:
+    """Read the command line, train, and end with the status a shell expects."""
+    config = parse_flags(TrainConfig, sys.argv[1:], "python -m scripts.base_train", "Train a GPT.")
+    result = train(config)
+    if not result.finished:
+        sys.exit(128 + result.signal)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,658 @@
+"""The training program: what it refuses, what it computes, and that stopping it changes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_run import flags, make_base, records, tiny_config
+from torch import nn
+
+from nanochat import training
+from nanochat.checkpoint_manager import load_checkpoint
+from nanochat.common import Ranks, UserError
+from nanochat.run_log import RunLog, plot_metrics, read_metrics
+from nanochat.train_config import TrainConfig, accumulation_steps, evaluation_steps, model_shape
+from scripts import base_train
+from scripts.base_train import train
+
+SEEDS_FLAGS = [
+    "--depth=4",
+    "--max_seq_len=512",
+    "--device_batch_size=1",
+    "--eval_tokens=512",
+    "--core_metric_every=-1",
+    "--total_batch_size=512",
+    "--num_iterations=1",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A base folder with a tiny corpus, for all tests of this file."""
+    folder = tmp_path_factory.mktemp("base")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NANOCHAT_BASE_DIR", str(folder))
+        make_base(folder)
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def calm(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """No torchrun around us, and no time for measuring and drawing but in the tests of these."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    if "real_everything" not in request.fixturenames:
+        monkeypatch.setattr(training, "measured_matmul_rate", lambda device, dtype: 1e11)
+        monkeypatch.setattr(training, "plot_metrics", lambda folder: None)
+
+
+@pytest.fixture
+def real_everything() -> None:
+    """Ask for this to measure and draw."""
+
+
+# --- flags ----------------------------------------
+
+
+def test_the_flags_of_the_reference_and_their_defaults() -> None:
+    reference = {
+        "run": "dummy",
+        "device_type": "",
+        "depth": 20,
+        "max_seq_len": 2048,
+        "num_iterations": -1,
+        "target_flops": -1.0,
+        "target_param_data_ratio": 20,
+        "device_batch_size": 32,
+        "total_batch_size": 524288,
+        "embedding_lr": 0.2,
+        "unembedding_lr": 0.004,
+        "weight_decay": 0.0,
+        "matrix_lr": 0.02,
+        "grad_clip": 1.0,
+        "warmup_ratio": 0.0,
+        "warmdown_ratio": 0.2,
+        "final_lr_frac": 0.0,
+        "eval_every": 250,
+        "eval_tokens": 10485760,
+        "core_metric_every": 2000,
+        "core_metric_max_per_task": 500,
+        "sample_every": 2000,
+        "model_tag": "",
+    }
+    config = TrainConfig()
+    assert {name: getattr(config, name) for name in reference} == reference
+    assert all(field.metadata["help"] for field in fields(TrainConfig))
+
+
+IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
+    (
+        {"total_batch_size": 500},
+        r"no multiple of --device_batch_size=2 \* --max_seq_len=16 = 32: take 480 or 512",
+    ),
+    ({"total_batch_size": 20}, "= 32: take 32"),
+    ({"total_batch_size": -64}, "--total_batch_size=-64: must be at least 1"),
+    ({"eval_tokens": 100}, "--eval_tokens=100 is no multiple .* take 96 or 128"),
+    ({"eval_tokens": 0}, "--eval_tokens=0 is no multiple .* take 32"),
+    ({"eval_tokens": -2}, "--eval_tokens=-2 is no multiple"),
+    ({"n_embd": 30, "n_head": 2}, "30 does not divide into 2 heads of even size .15 each"),
+    ({"n_embd": 32, "n_head": 3}, "32 does not divide into 3 heads"),
+    ({"n_head": 4, "n_kv_head": 3}, "--n_head=4 is no multiple of --n_kv_head=3"),
+    ({"n_kv_head": -1}, "--n_kv_head=-1: must be positive"),
+    ({"n_head": -2}, "must be positive"),
+    ({"depth": 0}, "--depth=0: must be at least 1"),
+    ({"max_seq_len": 0}, "--max_seq_len=0: must be at least 1"),
+    ({"device_batch_size": 0}, "--device_batch_size=0"),
+    ({"log_every": 0}, "--log_every=0"),
+    ({"shuffle_window": 0}, "--shuffle_window=0"),
+    ({"matrix_lr": -0.1}, "--matrix_lr=-0.1: must not be negative"),
+    ({"vocab_size": -5}, "--vocab_size=-5: must not be negative"),
+    ({"warmup_ratio": 1.5}, "--warmup_ratio=1.5: must be between 0 and 1"),
+    ({"warmup_ratio": 0.6, "warmdown_ratio": 0.6}, "must not exceed the whole run"),
+    ({"num_iterations": -1, "target_param_data_ratio": -1}, "this run has no end"),
+    ({"num_iterations": 0, "target_param_data_ratio": 0, "time_limit": 5}, "this run has no end"),
+    ({"resume": "d4", "model_tag": "mine"}, "leave out --model_tag"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), IMPOSSIBLE, ids=[str(c) for c, _ in IMPOSSIBLE])
+def test_impossible_flags_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        tiny_config(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_processes_count_in_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config()
+    assert (accumulation_steps(config, 1), accumulation_steps(config, 2)) == (4, 2)
+    assert evaluation_steps(config, 2) == 2
+    assert evaluation_steps(replace(config, eval_tokens=-1), 1) == 0
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match=r"\* 3 processes = 96: take 96 or 192"):
+        tiny_config()
+
+
+def run_and_tell(arguments: list[str]) -> tuple[int, str, bool]:
+    """Run scripts.base_train in a process of its own: exit status, stderr, whether torch was imported."""
+    program = (
+        "import runpy, sys\nsys.argv[1:] = sys.argv[1:]\nstatus = 0\n"
+        "try: runpy.run_module('scripts.base_train', run_name='__main__')\n"
+        "except SystemExit as error: status = error.code\n"
+        "print(status, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
+    )
+    status, imported = done.stdout.splitlines()[-1].split()
+    return int(status), done.stderr, imported == "True"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--total-batch-size=500"], "take 480 or 512"),
+        (["--dept=4"], "did you mean --depth"),
+        (["--data=nowhere"], "there is no corpus 'nowhere'"),
+        (["--vocab_size=301"], "--vocab_size=301"),
+        (["--eval_tokens=32000000"], "tokens to predict, not 32,000,000: ask for fewer; -1 takes all"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_before_torch_is_loaded(arguments: list[str], message: str) -> None:
+    small = ["--device_batch_size=2", "--max_seq_len=16", "--data=tiny", "--vocab_size=300"]
+    status, stderr, imported = run_and_tell(small + arguments)
+    assert status == 2
+    assert stderr.startswith("error: ")
+    assert message in stderr
+    assert stderr.count("\n") == 1
+    assert not imported
+
+
+def test_an_evaluation_must_fit_the_validation_text() -> None:
+    wanted = 1_000_000 // 32 * 32
+    with pytest.raises(UserError, match=rf"--eval_tokens={wanted}: .* holds [\d,]+ tokens .*, not") as caught:
+        train(tiny_config(eval_tokens=wanted))
+    have = int(re.search(r"holds ([\d,]+) tokens", str(caught.value))[1].replace(",", ""))  # type: ignore[index]
+    base_train.open_tokenizer(tiny_config(eval_tokens=have // 32 * 32))
+    with pytest.raises(UserError):
+        base_train.open_tokenizer(tiny_config(eval_tokens=(have // 32 + 1) * 32))
+    base_train.open_tokenizer(tiny_config(eval_tokens=-1))
+    base_train.open_tokenizer(tiny_config(eval_every=-1, eval_tokens=wanted))
+
+
+# --- shape, horizon, schedule ----------------------------------------
+
+
+def test_the_shape_follows_from_depth() -> None:
+    for depth in range(1, 33):
+        shape = model_shape(tiny_config(depth=depth, n_embd=0, n_head=0), 300)
+        assert shape["n_embd"] == 64 * depth
+        assert shape["n_embd"] % shape["n_head"] == 0
+        assert shape["n_embd"] // shape["n_head"] % 2 == 0
+        asked = max(1, math.ceil(64 * depth / 128))
+        if 64 * depth % asked == 0:
+            assert shape["n_head"] == asked
+        assert shape["n_kv_head"] == shape["n_head"]
+    assert model_shape(tiny_config(depth=5, n_embd=0, n_head=0), 300)["n_head"] == 4
+
+
+def test_the_first_positive_horizon_decides() -> None:
+    steps = training.planned_steps
+    config = TrainConfig(num_iterations=7, target_flops=1e30)
+    assert steps(config, 10**6, 10**6) == 7
+    config = TrainConfig(target_flops=3e16)
+    assert steps(config, 10**6, 10**8) == round(3e16 / (1e8 * 524288))
+    for parameters, expected in ((36_700_160, 1400), (185_597_952, 7080), (560_988_160, 21400)):
+        assert steps(TrainConfig(), parameters, 1) == expected  # the reference's table
+    assert steps(TrainConfig(), 1, 1) == 1
+
+
+def reference_multiplier(step: int, steps: int, config: TrainConfig) -> float:
+    """The schedule as the reference states it, in steps."""
+    warmup, warmdown = round(config.warmup_ratio * steps), round(config.warmdown_ratio * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    if step <= steps - warmdown:
+        return 1.0
+    left = (steps - step) / warmdown
+    return left + (1 - left) * config.final_lr_frac
+
+
+@pytest.mark.parametrize(
+    ("warmup", "warmdown", "final"), [(0, 0.2, 0), (0.1, 0.4, 0.1), (0.5, 0.5, 0), (0, 0, 0)]
+)
+def test_the_learning_rate_follows_the_reference(warmup: float, warmdown: float, final: float) -> None:
+    config = tiny_config(warmup_ratio=warmup, warmdown_ratio=warmdown, final_lr_frac=final)
+    for step in range(101):
+        ours = training.learning_rate_multiplier(step / 100, 1 / 100, config)
+        assert ours == pytest.approx(reference_multiplier(step, 100, config), abs=1e-12), step
+
+
+def test_muons_momentum_rises_for_300_steps() -> None:
+    assert [training.muon_momentum(step) for step in (0, 150, 300, 5000)] == pytest.approx(
+        [0.85, 0.9, 0.95, 0.95]
+    )
+
+
+# --- accumulation ----------------------------------------
+
+
+class Regression(nn.Module):
+    """Mean squared error of a small network, in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (self.net(x) - y).square().mean()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_accumulated_passes_are_one_large_batch(count: int) -> None:
+    x, y = torch.randn(24, 6).double(), torch.randn(24, 3).double()
+    whole, parts = Regression(), Regression()
+    loss = whole(x, y)
+    loss.backward()
+    loss = loss.detach()
+    batches = iter(list(zip(x.chunk(count), y.chunk(count), strict=True)))
+    mean = training.accumulate_gradients(parts, batches, count)
+    assert float(mean) == pytest.approx(float(loss), rel=1e-6)
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-13, atol=1e-15)
+
+
+def test_unequal_passes_are_not() -> None:
+    x, y = torch.randn(24, 6).double(), torch.randn(24, 3).double()
+    whole, parts = Regression(), Regression()
+    whole(x, y).backward()
+    training.accumulate_gradients(parts, iter([(x[:4], y[:4]), (x[4:], y[4:])]), 2)
+    worst = max(
+        float((a.grad - b.grad).abs().max())  # type: ignore[operator]
+        for a, b in zip(whole.parameters(), parts.parameters(), strict=True)
+    )
+    assert worst > 1e-3
+
+
+def test_accumulation_does_not_change_a_run() -> None:
+    one = train(tiny_config(device_batch_size=8, num_iterations=4, save_every=-1))
+    four = train(tiny_config(device_batch_size=2, num_iterations=4, save_every=-1))
+    for (name, a), b in zip(one.model.state_dict().items(), four.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-4, msg=name)
+
+
+# --- a run ----------------------------------------
+
+STEP_LINE = re.compile(
+    r"step \d{5}/\d{5} \(\d+\.\d\d%\) \| loss: \d+\.\d{6} \| lrm: \d\.\d\d \| dt: \d+\.\d\dms"
+    r" \| tok/sec: [\d,]+ \| mfu: \d+\.\d\d \| total time: \d+\.\d\dm"
+)
+
+
+def call_main(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["base_train", *arguments])
+    base_train.main()
+
+
+def test_the_seeds_command(
+    real_everything: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call_main([*SEEDS_FLAGS, "--data=tiny", "--vocab_size=300"], monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    steps = [line for line in lines if line.startswith("step ")]
+    assert len(steps) == 1
+    assert STEP_LINE.fullmatch(steps[0])
+    assert steps[0].startswith(f"step 00000/00001 (0.00%) | loss: {math.log(300):.4f}"[:-2])
+    assert [line[:30] for line in lines if line.startswith("Step ")] == [
+        "Step 00000 | Validation bpb: " + line[29]
+        for line in (x for x in lines if x.startswith("Step 00000"))
+    ] + ["Step 00001 | Validation bpb: " + next(x for x in lines if x.startswith("Step 00001"))[29]]
+    for beginning in ("Peak memory usage: ", "Total training time: ", "Minimum validation bpb: "):
+        assert sum(line.startswith(beginning) for line in lines) == 1
+    assert not any("CORE" in line for line in lines)
+
+
+def test_core_is_said_to_be_missing_and_training_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    result = train(tiny_config(core_metric_every=2000, num_iterations=1))
+    assert result.finished
+    assert sum("CORE metric: not available yet" in line for line in capsys.readouterr().out.splitlines()) == 1
+
+
+def test_a_run_learns_and_leaves_its_records(
+    real_everything: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = train(tiny_config(num_iterations=30, sample_every=30, eval_every=10, log_every=10))
+    assert result.finished
+    assert (result.steps, result.tokens) == (30, 30 * 128)
+    kept = read_metrics(result.folder)
+    losses = [r["loss"] for r in kept if "loss" in r]
+    assert losses[0] == pytest.approx(math.log(300), abs=1e-5)
+    assert losses[-1] < losses[0] - 1
+    scores = {r["step"]: r["val_bpb"] for r in kept if "val_bpb" in r}
+    assert list(scores) == [0, 10, 20, 30]
+    assert result.val_bpb == scores[30]
+    assert result.min_val_bpb == min(scores.values())
+    assert {"loss", "smooth_loss", "lrm", "grad_norm", "dt_ms", "tok_per_sec", "mfu", "seconds"} <= set(
+        kept[1]
+    )
+    assert (result.folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert len(result.samples) == len(training.PROMPTS)
+    assert "--- step 30" in (result.folder / "samples.txt").read_text()
+    assert (result.folder / "tokenizer" / "tokenizer.json").exists()
+    out = capsys.readouterr().out.splitlines()
+    assert [line[:16] for line in out if line.startswith("step ")] == [
+        f"step {n:05d}/00030" for n in (0, 10, 20)
+    ]
+    state = load_checkpoint(result.folder)
+    assert state.step == 30
+    assert state.meta["model"]["n_embd"] == 32
+    assert state.meta["config"]["depth"] == 1
+
+
+def test_gradients_reach_every_parameter_by_the_third_step() -> None:
+    config = tiny_config(num_iterations=3, depth=2, save_every=1, warmdown_ratio=0)
+    result = train(config)
+    first, last = (load_checkpoint(result.folder, step).model for step in (1, 3))
+    assert len(first) == 2 + 2 * 6
+    for name in first:
+        assert not torch.equal(first[name], last[name]), name
+
+
+def test_only_weights_that_are_used_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    real = nn.utils.clip_grad_norm_
+
+    def spy(parameters: Any, longest: float) -> torch.Tensor:
+        parameters = list(parameters)
+        norm = real(parameters, longest)
+        seen.append(float(torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()))
+        return norm
+
+    monkeypatch.setattr(training.nn.utils, "clip_grad_norm_", spy)
+    train(tiny_config(num_iterations=3, grad_clip=0.01, save_every=-1))
+    assert max(seen) == pytest.approx(0.01, rel=1e-3)
+    seen.clear()
+    train(tiny_config(num_iterations=3, grad_clip=0, save_every=-1))
+    assert max(seen) > 0.02
+
+
+def test_a_loss_that_is_no_number_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([3.0, 2.9, math.nan])
+    monkeypatch.setattr(training, "mean_over_ranks", lambda loss, ranks: next(losses))
+    with pytest.raises(UserError, match=r"the loss is nan at step 2: lower the learning rates .* of step 2"):
+        train(tiny_config(save_every=1))
+
+
+def test_the_clock_can_end_a_run() -> None:
+    began = time.perf_counter()
+    result = train(tiny_config(num_iterations=1_000_000, time_limit=3, eval_every=1_000_000))
+    assert result.finished
+    assert 1 < result.seconds < 10
+    assert time.perf_counter() - began < 20
+    rates = [r["lrm"] for r in read_metrics(result.folder) if "lrm" in r]
+    assert len(rates) > 3
+    assert rates[0] == 1
+    assert rates[-1] < 0.5  # the warmdown happened although only a few steps of a million did
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_a_fresh_run_takes_a_fresh_folder() -> None:
+    names = [train(tiny_config(num_iterations=1, depth=2, eval_every=-1)).tag for _ in range(2)]
+    number = [int(name.removeprefix("d2-")) if name != "d2" else 1 for name in names]
+    assert number[1] == number[0] + 1
+    assert train(tiny_config(num_iterations=1, model_tag="mine", eval_every=-1)).tag == "mine"
+    with pytest.raises(UserError, match="already holds a run"):
+        train(tiny_config(num_iterations=1, model_tag="mine", eval_every=-1))
+
+
+# --- stopping and going on ----------------------------------------
+
+
+def same_state(a: Path, b: Path) -> None:
+    """Assert that the last checkpoints of two runs hold the same bits, and their metrics the same numbers."""
+    left, right = load_checkpoint(a), load_checkpoint(b)
+    assert left.step == right.step
+    assert left.model.keys() == right.model.keys()
+    for name in left.model:
+        assert torch.equal(left.model[name], right.model[name]), name
+    for x, y in zip(left.optimizers, right.optimizers, strict=True):
+        assert x["param_groups"] == y["param_groups"]
+        assert x["state"].keys() == y["state"].keys()
+        for number, entries in x["state"].items():
+            for name, value in entries.items():
+                assert torch.equal(value, y["state"][number][name]), (number, name)
+    assert torch.equal(left.tensors["cpu"], right.tensors["cpu"])
+    assert left.meta["loader"] == right.meta["loader"]
+    for key in ("min_val_bpb", "smooth_loss", "evaluated_at"):
+        assert left.meta["progress"][key] == right.meta["progress"][key]
+    assert records(a) == records(b)
+
+
+@pytest.fixture(scope="module")
+def unstopped(base: Path) -> Path:
+    """The folder of a run of 8 steps that nobody stopped."""
+    return train(tiny_config(save_every=3, sample_every=4, shuffle_window=8)).folder
+
+
+def copy_of(run: Path, name: str, last_step: int) -> Path:
+    """The run as it was when it had just saved `last_step`, but with metrics it wrote later."""
+    copy = run.parent / name
+    shutil.copytree(run, copy)
+    for path in copy.glob("*_0*"):
+        if int(path.name.split("_")[1].split(".")[0]) > last_step:
+            path.unlink()
+    return copy
+
+
+RESUMED = {"save_every": 3, "sample_every": 4, "shuffle_window": 8}
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_resumed_run_ends_with_the_same_bits(unstopped: Path, step: int) -> None:
+    copy = copy_of(unstopped, f"copy-{step}", step)
+    result = train(tiny_config(**RESUMED, resume=copy.name))
+    assert result.folder == copy
+    same_state(copy, unstopped)
+    assert (copy / "metrics-abandoned.jsonl").exists()
+
+
+def test_a_damaged_checkpoint_costs_only_its_steps(
+    unstopped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = copy_of(unstopped, "copy-damaged", 6)
+    path = copy / "optim_000006.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 4
+    path.write_bytes(data)
+    train(tiny_config(**RESUMED, resume=copy.name))
+    captured = capsys.readouterr()
+    assert captured.err.count("warning: ") == 1
+    assert "optim_000006.safetensors" in captured.err
+    assert "going on at step 3" in captured.out
+    same_state(copy, unstopped)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, at_call: int, number: int) -> None:
+    """Send this process a signal when nanochat.training calls its function `name` for the at_call-th time."""
+    real: Callable[..., Any] = getattr(training, name)
+    calls = 0
+
+    def wrapper(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == at_call:
+            os.kill(os.getpid(), number)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(training, name, wrapper)
+
+
+@pytest.mark.parametrize(
+    ("where", "at_call", "step", "number"),
+    [
+        ("accumulate_gradients", 6, 5, signal.SIGINT),
+        ("average_gradients", 6, 6, signal.SIGTERM),
+        ("evaluate", 2, 4, signal.SIGTERM),
+        ("sample", 1, 4, signal.SIGINT),
+    ],
+)
+def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_was(
+    unstopped: Path,
+    where: str,
+    at_call: int,
+    step: int,
+    number: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        interrupt(patch, where, at_call, number)
+        stopped = train(tiny_config(save_every=-1, sample_every=4, shuffle_window=8))
+    assert not stopped.finished
+    assert (stopped.signal, stopped.steps) == (number, step)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert load_checkpoint(stopped.folder).step == step
+    out = capsys.readouterr().out
+    assert f"stopped by {signal.Signals(number).name} at step {step}" in out
+    command = next(line for line in out.splitlines() if line.startswith("to go on: "))
+    arguments = command.removeprefix("to go on: python -m scripts.base_train ").split()
+    assert f"--resume={stopped.tag}" in arguments
+    call_main([*arguments, "--save_every=3"], monkeypatch)
+    same_state(stopped.folder, unstopped)
+
+
+def test_a_signal_before_the_first_step_saves_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt(monkeypatch, "evaluate", 1, signal.SIGINT)
+    with pytest.raises(SystemExit) as caught:
+        call_main(flags(tiny_config()), monkeypatch)
+    assert caught.value.code == 130
+    assert "to go on" not in capsys.readouterr().out
+
+
+def test_the_second_signal_is_not_caught() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with training.Signals(Ranks()) as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == signal.SIGINT
+        assert signal.getsignal(signal.SIGINT) is before
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depth": 2}, "--depth is 2 here and 1 there"),
+        ({"n_embd": 64}, "--n_embd is 64 here and 32 there"),
+        ({"max_seq_len": 32, "n_kv_head": 1}, "--max_seq_len is 32 here and 16 there; --n_kv_head is 1 here"),
+        ({"seed": 7}, "--seed is 7 here and 42 there"),
+        ({"shuffle_window": 4}, "--shuffle_window is 4 here and 8 there"),
+    ],
+)
+def test_another_models_checkpoint_is_refused_by_field(
+    unstopped: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        train(tiny_config(**({"shuffle_window": 8} | changes), resume=unstopped.name))
+
+
+def test_resuming_what_is_not_there() -> None:
+    with pytest.raises(UserError, match="no run 'nothing'"):
+        train(tiny_config(resume="nothing"))
+
+
+def test_a_resumed_run_obeys_new_learning_rates(unstopped: Path) -> None:
+    copy = copy_of(unstopped, "copy-rates", 6)
+    train(tiny_config(**RESUMED, resume=copy.name, matrix_lr=0.5, warmdown_ratio=0))
+    muon = load_checkpoint(copy).optimizers[1]["param_groups"][0]
+    assert (muon["initial_lr"], muon["lr"]) == (0.5, 0.5)
+
+
+# --- metrics, peaks, compiling ----------------------------------------
+
+
+def test_metrics_after_a_crash(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, 0)
+    for step in range(4):
+        log.write(step=step, loss=5.0 - step, smooth_loss=5.0)
+    log.close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 4, "lo')  # the machine stopped here
+    assert [r["step"] for r in read_metrics(tmp_path)] == [0, 1, 2, 3]
+    log = RunLog(tmp_path, 2)
+    log.write(step=2, loss=1.0, smooth_loss=5.0)
+    log.close()
+    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [(0, 5.0), (1, 4.0), (2, 1.0)]
+    abandoned = (tmp_path / "metrics-abandoned.jsonl").read_text().splitlines()
+    assert [json.loads(line)["loss"] for line in abandoned[:2]] == [3.0, 2.0]
+    assert plot_metrics(tmp_path) == tmp_path / "loss.png"
+    silent = RunLog(tmp_path / "nowhere", 0, enabled=False)
+    silent.write(step=0, loss=1.0)
+    silent.close()
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_one_point_is_no_curve(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": 1.0, "smooth_loss": 1.0}\n')
+    assert plot_metrics(tmp_path) is None
+
+
+def test_peaks(real_everything: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    rate = training.measured_matmul_rate(torch.device("cpu"), torch.float32, size=256)
+    assert 1e8 < rate < 1e15
+    assert training.peak_flops(torch.device("cpu"), None)[1] == "measured"
+    cuda = torch.device("cuda")
+    for name, peak in (
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA GeForce RTX 4090", 165.2e12),
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert training.peak_flops(cuda, torch.bfloat16) == (peak, "datasheet")
+
+
+def test_when_compiling_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "compiler_works", lambda device: True)
+    cpu, cuda, mps = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
+    pays = training.worth_compiling
+    auto = tiny_config(compile="auto")
+    assert [pays(auto, cpu, 1), pays(auto, cpu, 1e4), pays(auto, cuda, 1), pays(auto, mps, 1e4)] == [
+        0,
+        1,
+        1,
+        0,
+    ]
+    assert pays(tiny_config(compile="true"), cpu, 1)
+    assert not pays(tiny_config(compile="false"), cuda, 1e4)
+    monkeypatch.setattr(training, "compiler_works", lambda device: False)
+    assert not pays(auto, cpu, 1e4)
+
+
+def test_a_missing_compiler_is_survived(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(function: object) -> object:
+        raise RuntimeError("no C++ compiler\nand forty more lines")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert not training.compiler_works(torch.device("cpu"))
+    assert capsys.readouterr().out.count("\n") == 1
