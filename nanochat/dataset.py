@@ -363,7 +363,7 @@ FINEWEB_URL = "https://huggingface.co/datasets/karpathy/fineweb-edu-100b-shuffle
 FINEWEB_SHARDS = 1823
 PATIENCE = 1.0  # seconds: the first of the growing waits between attempts; tests shorten it
 ATTEMPTS = 5
-CHUNK = 2**20
+CHUNK = 2**16  # bytes; what a cut connection can lose of what has arrived
 
 
 def _session() -> requests.Session:

@@ -1,0 +1,152 @@
+"""nanochat.flags: a dataclass becomes flags, and every mistake one line."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+import pytest
+
+from nanochat.common import UserError
+from nanochat.flags import parse_flags
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Example:
+    """Every kind of flag there is."""
+
+    depth: int = field(default=20, metadata={"help": "number of layers, 100% of them", "short": "-n"})
+    matrix_lr: float = field(default=0.02, metadata={"help": "learning rate"})
+    model_tag: str = ""
+    compile: bool = True
+    resume: bool = False
+    dtype: Literal["auto", "float32"] = "auto"
+    device_type: str = field(default="", metadata={"choices": ("cuda", "cpu")})
+    source: str | None = field(default=None, metadata={"name": "from"})
+    n_kv_head: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.depth < 1:
+            raise UserError(f"--depth is {self.depth}; at least 1 layer is needed")
+
+
+def parse(*argv: str) -> Example:
+    return parse_flags(Example, argv, "example", "An example.")
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], Example()),
+        (["--depth=4"], Example(depth=4)),
+        (["--depth", "4"], Example(depth=4)),
+        (["-n", "4"], Example(depth=4)),
+        (["-n4"], Example(depth=4)),
+        (["--depth=4", "--depth=5"], Example(depth=5)),
+        (["--matrix_lr=1e-3"], Example(matrix_lr=0.001)),
+        (["--matrix-lr=1"], Example(matrix_lr=1.0)),
+        (["--matrix_lr", "-1"], Example(matrix_lr=-1.0)),
+        (["--model-tag=my-run_1=x"], Example(model_tag="my-run_1=x")),
+        (["--model_tag="], Example(model_tag="")),
+        (["--resume"], Example(resume=True)),
+        (["--resume", "--compile=false"], Example(resume=True, compile=False)),
+        (["--compile", "No"], Example(compile=False)),
+        (["--dtype=float32"], Example(dtype="float32")),
+        (["--device-type=cpu"], Example(device_type="cpu")),
+        (["--from=a b"], Example(source="a b")),
+        (["--n-kv-head=2"], Example(n_kv_head=2)),
+    ],
+)
+def test_flags_become_fields(argv: list[str], expected: Example) -> None:
+    got = parse(*argv)
+    assert got == expected
+    assert [type(value) for value in vars(got).values()] == [type(value) for value in vars(expected).values()]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--dept=4"], "there is no flag --dept; did you mean --depth?"),
+        (["--matrix-rl=4"], "there is no flag --matrix_rl; did you mean --matrix_lr?"),
+        (["--dep=4"], "there is no flag --dep; did you mean --depth?"),  # no abbreviations
+        (["--zzzzz"], "there is no flag --zzzzz ("),
+        (["-q"], "there is no flag -q ("),
+        (["--source=x"], "there is no flag --source"),
+        (["depth=4"], "'depth=4' is no flag; flags look like --name=value"),
+        (["--resume", "--", "x"], "no flag"),
+        (["--depth=four"], "-n/--depth: wants a whole number, not 'four'"),
+        (["--depth=4.0"], "wants a whole number, not '4.0'"),
+        (["--depth="], "wants a whole number, not ''"),
+        (["--depth"], "-n/--depth: needs a value"),
+        (["--matrix_lr=nan"], "--matrix_lr: wants a number, not 'nan'"),
+        (["--matrix_lr=inf"], "--matrix_lr: wants a number, not 'inf'"),
+        (["--resume=maybe"], "--resume: wants true or false, not 'maybe'"),
+        (["--dtype=float16"], "--dtype: invalid choice: 'float16'"),
+        (["--device_type=gpu"], "--device_type: invalid choice: 'gpu'"),
+        (["--depth=0"], "--depth is 0; at least 1 layer is needed"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(*argv)
+    out, err = capsys.readouterr()
+    assert caught.value.code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+
+
+def test_help_names_every_flag_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    text = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert caught.value.code == 0
+    assert "number of layers, 100% of them (default: 20)" in text
+    assert "--matrix_lr NUMBER learning rate (default: 0.02)" in text
+    assert "--resume [true|false] (default: False)" in text
+    assert "--dtype auto|float32" in text
+    assert "--from TEXT" in text
+
+
+def test_a_required_flag() -> None:
+    @dataclass(frozen=True)
+    class Required:
+        depth: int
+
+    assert parse_flags(Required, ["--depth=3"], "p", "d") == Required(3)
+
+
+def test_a_required_flag_that_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    @dataclass(frozen=True)
+    class Required:
+        depth: int
+
+    with pytest.raises(SystemExit):
+        parse_flags(Required, [], "p", "d")
+    assert "required: --depth" in capsys.readouterr().err
+
+
+def test_a_type_that_cannot_be_a_flag_is_the_programmers_mistake() -> None:
+    @dataclass(frozen=True)
+    class Wrong:
+        depths: list[int] = field(default_factory=list)
+
+    with pytest.raises(TypeError, match="depths"):
+        parse_flags(Wrong, ["--help"], "p", "d")
+
+
+def test_a_bug_in_the_dataclass_is_not_disguised() -> None:
+    @dataclass(frozen=True)
+    class Buggy:
+        depth: int = 1
+
+        def __post_init__(self) -> None:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        parse_flags(Buggy, [], "p", "d")
