@@ -241,7 +241,8 @@ def watch(loss: Callable[[Tensor, Tensor, Tensor], Tensor], n: int, vocab: int) 
     x = torch.randn(n, 8, requires_grad=True)
     weight = torch.randn(vocab, 8, requires_grad=True)
     targets = torch.randint(0, vocab, (n,))
-    with Watch() as seen:
+    seen = Watch()
+    with seen:
         loss(x, weight, targets).backward()
     return seen
 
