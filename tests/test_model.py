@@ -536,6 +536,7 @@ def test_the_model_is_one_graph() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_compiled_model_computes_the_same() -> None:
     model = noisy(tiny_config(n_layer=1))
