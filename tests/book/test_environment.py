@@ -91,7 +91,8 @@ PRETENDER = """#!/bin/sh
 case "$*" in
 *"-m venv"*)
     for folder; do :; done
-    rm -rf "$folder" && mkdir -p "$folder/bin" && cp "$0" "$folder/bin/python" ;;
+    case "$*" in *--clear*) rm -rf "$folder" ;; esac
+    mkdir -p "$folder/bin" && cp "$0" "$folder/bin/python" ;;
 *"-m pip"*)
     for requirements; do :; done
     echo "  Downloading torch-2.13.0-cp313-linux.whl (190.1 MB)"
