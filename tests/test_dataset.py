@@ -88,7 +88,9 @@ class TestSpeeches:
         starts = sum(text.startswith("The President.") for text in texts.values())
         laughs = sum("[Laughter]" in text for text in texts.values())
         applauds = sum("[Applause]" in text for text in texts.values())
-        assert f'{starts} begin with "The President."' in CHAPTER
+        notes = sum(text.startswith("[") for text in texts.values())
+        assert f"{notes} begin with a note in brackets" in CHAPTER
+        assert f'{starts} with "The President."' in CHAPTER
         assert f'{laughs} hold a "[Laughter]" and {applauds} an "[Applause]"' in CHAPTER
 
     def test_the_overlap_of_the_chapter(self) -> None:
