@@ -16,7 +16,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def model(inputs: torch.Tensor, targets: torch.Tensor, loss_reduction: str = "mean") -> torch.Tensor:
-ONE = batch([[1, 2], [1, 1]], [[0, 1], [2, 3]])  # 0.5 + 2 · 3 + 1.25 nats over 1 + 4 + 2 bytes; a special
+    """A stub with known losses: NATS of the target times the input, and 7 where there is no target."""
     assert loss_reduction == "none"
     assert not torch.is_grad_enabled()
     losses = torch.where(targets >= 0, NATS[targets.clamp(min=0)] * inputs, 7.0)
@@ -27,9 +27,8 @@ def batch(inputs: list[list[int]], targets: list[list[int]]) -> Batch:
     return torch.tensor(inputs), torch.tensor(targets)
 
 
-ONE = batch(
-    [[1, 2], [1, 1]], [[0, 1], [2, 3]]
-)  # 0.5 + 2 · 3 + 1.25 nats; 1 + 4 + 2 bytes; the special counts nothing
+# 0.5 + 2 · 3 + 1.25 nats over 1 + 4 + 2 bytes; the special counts nothing.
+ONE = batch([[1, 2], [1, 1]], [[0, 1], [2, 3]])
 TWO = batch([[2, 1], [1, 9]], [[1, -1], [0, -1]])  # 6 + 0.5 nats; 4 + 1 bytes
 
 
