@@ -319,6 +319,16 @@ def test_norm_brings_every_vector_to_one_length() -> None:
     assert not norm(torch.zeros(4)).count_nonzero()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norms_epsilon_is_float32s_own_for_narrow_types_too(dtype: torch.dtype) -> None:
+    tiny = torch.full((4,), 2**-11.5, dtype=torch.float64).to(dtype)  # mean square about 2^-23
+    mean_square = tiny.double().square().mean()
+    expected = tiny.double() / (mean_square + 2**-23).sqrt()
+    torch.testing.assert_close(
+        norm(tiny).double(), expected, rtol=2**-8 if dtype == torch.bfloat16 else 1e-6, atol=0
+    )
+
+
 def rotary(positions: int, size: int) -> tuple[Tensor, Tensor]:
     """Exact tables."""
     speed = 10000 ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
@@ -365,6 +375,19 @@ def test_scores_depend_on_the_distance_alone_whichever_way_both_turn(sign: int) 
         diagonal = scores.diagonal(distance)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
     assert scores[0].std() > 0.1
+
+
+def test_turning_the_other_way_is_a_mirror_in_the_weights() -> None:
+    """Scores of vectors turned by +theta are those of mirrored vectors turned by -theta."""
+    cos, sin = rotary(T, 8)
+    q, k = torch.randn(2, 1, T, 1, 8, dtype=torch.float64)
+    mirror = torch.tensor([1.0, 1, 1, 1, -1, -1, -1, -1], dtype=torch.float64)
+
+    def scores(q: Tensor, k: Tensor, sin: Tensor) -> Tensor:
+        return apply_rotary_emb(q, cos, sin)[0, :, 0] @ apply_rotary_emb(k, cos, sin)[0, :, 0].T
+
+    torch.testing.assert_close(scores(q, k, -sin), scores(q * mirror, k * mirror, sin))
+    assert (scores(q, k, -sin) - scores(q, k, sin)).abs().max() > 0.1
 
 
 # ---- attention ------------------------------------------------------------------------------------------
