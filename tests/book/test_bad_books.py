@@ -175,12 +175,21 @@ def test_no_settings(project: Project) -> None:
     refused(project, "entangled.toml", "Bring it back")
 
 
-def test_other_markers_than_ours(project: Project) -> None:
+@pytest.mark.parametrize(
+    ("markers", "place", "words"),
+    [
+        ("(file=)", "lit/10-first.md:12", "Entangled does not see this block"),
+        ("(#|file=|$)", "lit/20-second.md:13", "Entangled reads this block otherwise"),
+    ],
+)
+def test_other_markers_than_ours(project: Project, markers: str, place: str, words: str) -> None:
     """If entangled.toml and markup.py do not agree on what a block is, nothing is tangled."""
-    project.change("entangled.toml", "(#|file=)", "(file=)")
+    project.change("entangled.toml", " +(#|file=)", f" *{markers}")
+    before = project.snapshot()
     answer = project.run("tangle")
     assert answer.status == 1
-    assert "lit/10-first.md:12: Entangled does not see this block" in answer.err
+    assert f"{place}: {words}" in answer.err
+    assert project.snapshot() == before
 
 
 def test_several_mistakes_are_all_told(project: Project) -> None:
