@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-SMALLEST_CHUNK = 2**24  # logits: 64 MB in float32
+SMALLEST_CHUNK = 2**24  # logits: 67 MB in float32
 MOST_CHUNKS = 8
 
 

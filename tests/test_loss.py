@@ -263,6 +263,7 @@ def test_only_a_chunk_of_logits_ever_exists(
     assert seen.largest == 64 * vocab  # the watch works, and nothing reaches n * vocab
     naive = watch(lambda x, w, t: all_at_once(x, w, t, CAP, reduction).sum(), n, vocab)
     assert naive.largest == n * vocab
+    assert naive.peak == pytest.approx(4 * 4 * n * vocab, rel=0.02)  # four copies, as the chapter counts
     assert seen.peak < naive.peak / 6
 
 
