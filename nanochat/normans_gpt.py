@@ -247,11 +247,13 @@ class GPT(nn.Module):
         targets: Tensor | None = None,
         kv_cache: Cache | None = None,
         loss_reduction: str = "mean",
+        last_only: bool = False,
     ) -> Tensor:
         """Predict the token after each of idx (B, T), int64.
 
-        Without targets: softcapped logits (B, T, V), float32. With targets (B, T), int64, -1 where nothing is
-        asked: the cross-entropy in nats, a scalar for loss_reduction "mean" or "sum", (B·T,) for "none".
+        Without targets: softcapped logits (B, T, V), float32, or the last position's alone (B, 1, V) with
+        last_only. With targets (B, T), int64, -1 where nothing is asked: the cross-entropy in nats, a scalar
+        for loss_reduction "mean" or "sum", (B·T,) for "none".
         With a cache, idx continues what the cache holds. Raises ValueError past the rotary tables' end.
         """
         start = 0 if kv_cache is None else kv_cache.get_pos()
@@ -269,7 +271,7 @@ class GPT(nn.Module):
         if targets is not None:
             weight, flat_targets = self.lm_head.weight, targets.flatten()
             return softcapped_cross_entropy(x.flatten(0, 1), weight, flat_targets, SOFTCAP, loss_reduction)
-        logits: Tensor = self.lm_head(x).float()
+        logits: Tensor = self.lm_head(x[:, -1:] if last_only else x).float()
         return SOFTCAP * torch.tanh(logits / SOFTCAP)
 
     def setup_optimizers(
