@@ -1,11 +1,21 @@
 """nanochat.loss_eval: bits per byte, against sums done by hand. Two ranks: in test_common.py."""
 
+import bz2
+import gzip
+import itertools
+import lzma
 import math
+from collections import Counter
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
 
 from nanochat.common import Ranks, UserError
+from nanochat.dataset import documents, prepare_sotu
 from nanochat.loss_eval import evaluate_bpb
 from nanochat.tokenizer import Tokenizer
 
@@ -13,6 +23,7 @@ from nanochat.tokenizer import Tokenizer
 TOKEN_BYTES = torch.tensor([1, 4, 2, 0])
 NATS = torch.tensor([0.5, 3.0, 1.25, 100.0])
 Batch = tuple[torch.Tensor, torch.Tensor]
+T = TypeVar("T")
 
 
 def model(inputs: torch.Tensor, targets: torch.Tensor, loss_reduction: str = "mean") -> torch.Tensor:
@@ -76,6 +87,44 @@ def test_a_broken_loss_shows_where_it_counts_and_only_there(loss: float) -> None
     counted = inputs, torch.tensor([[0, 1], [1, 2]])
     result = evaluate_bpb(broken, [counted], 0, TOKEN_BYTES)
     assert result == loss or (math.isnan(result) and math.isnan(loss))
+
+
+def test_the_table_of_the_chapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chapter = (Path(__file__).parents[1] / "lit" / "64-bits-per-byte.md").read_text(encoding="utf-8")
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    prepare_sotu()
+    train, val = list(documents("sotu", "train")), list(documents("sotu", "val"))
+    seen, text = "".join(train).encode(), "".join(val).encode()
+    assert f"On the {len(text):,} bytes" in chapter
+
+    def check(row: str, bits: float) -> None:
+        assert f"| {row} | {bits / len(text):.3f} |" in chapter
+
+    check("`gzip -9`", 8 * len(gzip.compress(text, 9)))
+    check("`xz -9`", 8 * len(lzma.compress(text, preset=9)))
+    check("`bzip2 -9`", 8 * len(bz2.compress(text, 9)))
+
+    def bits(what: Counter[T], p: Callable[[T], float]) -> float:
+        return -sum(count * math.log2(p(one)) for one, count in what.items())
+
+    count = Counter(seen)
+    check("how often each byte occurs", bits(Counter(text), lambda b: (count[b] + 1) / (len(seen) + 256)))
+
+    tokenizer = Tokenizer.train(train, 4096)
+    rows, other = tokenizer.encode(val), tokenizer.encode(train)
+    check("the tokenizer of 4,096 tokens, all equally likely", 12 * sum(map(len, rows)))
+    tokens = Counter(chain.from_iterable(other))
+    pairs = Counter(chain.from_iterable(map(itertools.pairwise, other)))
+    first = tokens - Counter(row[-1] for row in other)
+    p = [(tokens[token] + 1) / (tokens.total() + 4087) for token in range(4087)]
+    check("how often each token occurs", bits(Counter(chain.from_iterable(rows)), p.__getitem__))
+    check(
+        "how often each token follows the one before it",
+        bits(
+            Counter(chain.from_iterable(map(itertools.pairwise, rows))),
+            lambda pair: (pairs[pair] + 50 * p[pair[1]]) / (first[pair[0]] + 50),
+        ),
+    )
 
 
 def test_low_precision_losses_are_summed_in_higher() -> None:
