@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import flags, make_base, records, tiny_config
 from torch import nn
 
 from nanochat import training
@@ -28,6 +27,7 @@ from nanochat.run_log import RunLog, plot_metrics, read_metrics
 from nanochat.train_config import TrainConfig, accumulation_steps, evaluation_steps, model_shape
 from scripts import base_train
 from scripts.base_train import train
+from tests.tiny_run import flags, make_base, records, tiny_config
 
 SEEDS_FLAGS = [
     "--depth=4",
