@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import itertools
 import math
@@ -40,6 +41,7 @@ from nanochat.common import (
     write_atomically,
 )
 from nanochat.dataloader import TokenLoader
+from nanochat.engine import Engine
 from nanochat.loss_eval import evaluate_bpb
 from nanochat.normans_gpt import GPT, GPTConfig
 from nanochat.run_log import RunLog, plot_metrics
@@ -115,11 +117,15 @@ class Signals:
         self.received = number
         self.__exit__()
 
+    def leave_if_asked(self) -> None:
+        """Raise Interrupted if a signal came. One of several processes must not leave the others waiting."""
+        if self.received and self.ranks.world_size == 1:
+            raise Interrupted
+
     def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Pass batches on until a signal came; one of several processes must not leave the others waiting."""
+        """Pass batches on until a signal comes."""
         for batch in batches:
-            if self.received and self.ranks.world_size == 1:
-                raise Interrupted
+            self.leave_if_asked()
             yield batch
 
 
@@ -220,6 +226,16 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc's malloc to reuse large blocks instead of giving them back; without glibc, do nothing."""
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the top of the heap stays
+    except (AttributeError, OSError, TypeError):
+        return
 
 
 COMPILING_PAYS_AFTER = 90.0  # seconds of training on a CPU
@@ -359,19 +375,15 @@ PROMPTS = (
 
 def sample(model: GPT, tokenizer: Tokenizer, place: Workplace) -> list[str]:
     """Continue each prompt by up to 48 tokens."""
-    texts = []
+    prompts = tokenizer.encode(list(PROMPTS), prepend=tokenizer.bos)
+    stop = {tokenizer.bos}
     with torch.compiler.set_stance("force_eager"), place.autocast():
-        for prompt in PROMPTS:
-            tokens = tokenizer.encode(prompt, prepend=tokenizer.bos)
-            continuation = []
-            for token in model.generate(tokens, max_tokens=48, temperature=0.8, top_k=50):
-                if place.signals.received and place.ranks.world_size == 1:
-                    raise Interrupted
-                if token == tokenizer.bos:
-                    break
-                continuation.append(token)
-            texts.append(prompt + tokenizer.decode(continuation))
-    return texts
+        for tokens in Engine(model).generate(prompts, 48, temperature=0.8, top_k=50, stop=stop):
+            place.signals.leave_if_asked()
+            for prompt, token in zip(prompts, tokens, strict=True):
+                if token is not None:
+                    prompt.append(token)
+    return [tokenizer.decode(tokens[1:]) for tokens in prompts]
 
 
 def keep_samples(folder: Path, step: int, samples: list[str]) -> None:
@@ -455,6 +467,8 @@ def training_run(config: TrainConfig, tokenizer: Tokenizer, ranks: Ranks, signal
     place = Workplace(ranks, device, dtype, signals)
     torch.manual_seed(config.seed)
     torch.set_float32_matmul_precision("high")
+    if device.type == "cpu":
+        keep_freed_memory()
     shape = model_shape(config, tokenizer.vocab_size)
     with torch.device("meta"):
         model = GPT(GPTConfig(**shape))

@@ -35,6 +35,7 @@ class Preset:
     total_batch_size: int
     num_iterations: int  # at most; the clock may end the run before
     eval_every: int
+    shuffle_window: int = 10_000
     matrix_lr: float = 0.02
     embedding_lr: float = 0.2
     unembedding_lr: float = 0.004
@@ -43,10 +44,10 @@ class Preset:
 
 
 CPU = Preset(
-    depth=4,
-    n_embd=128,
+    depth=2,
+    n_embd=256,
     n_head=2,
-    vocab_size=2048,
+    vocab_size=4096,
     max_seq_len=256,
     device_batch_size=16,
     total_batch_size=4096,
@@ -131,7 +132,7 @@ def training_flags(config: QuickConfig, preset: Preset, data: str, time_left: fl
         data=data,
         device_type=config.device_type,
         time_limit=time_left,
-        eval_tokens=WHOLE if data == "sotu" else 2**19,
+        eval_tokens=2**19 if data == "fineweb" else WHOLE,
         core_metric_every=-1,
         sample_every=preset.num_iterations,
         save_every=preset.num_iterations,

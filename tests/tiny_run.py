@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,11 @@ def tiny_config(**changes: Any) -> TrainConfig:
 
 def flags(config: TrainConfig) -> list[str]:
     """The command-line flags that give this configuration."""
-    return [f"--{name}={value}" for name, value in vars(config).items()]
+    return [
+        f"--{f.name}={getattr(config, f.name)}"
+        for f in fields(config)
+        if getattr(config, f.name) != f.default
+    ]
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,92 @@
+"""Several processes under torchrun compute what one process with more accumulation computes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import flags, make_base, records, tiny_config
+
+from nanochat.checkpoint_manager import load_checkpoint
+from scripts.base_train import train
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("base")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NANOCHAT_BASE_DIR", str(folder))
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+            patch.delenv(name, raising=False)
+        make_base(folder)
+        yield folder / "base_checkpoints"
+
+
+def torchrun(arguments: list[str]) -> subprocess.Popen[str]:
+    """Two processes on this machine; the rendezvous takes a free port."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    return subprocess.Popen(
+        [*command, "-m", "scripts.base_train", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_two_ranks_are_one_with_twice_the_passes(base: Path) -> None:
+    """Two passes of 32 tokens in one process, one pass in each of two: the same bits.
+
+    Halving is exact in binary, so a/2 + b/2 and (a + b)/2 round alike. With more passes the sums would be taken
+    in another order, and agree only up to rounding.
+    """
+    process = torchrun(flags(tiny_config(model_tag="two", total_batch_size=64)))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert len(re.findall(r"^step \d", out, re.MULTILINE)) == 8  # only the first process prints
+    assert "1 passes of 2 x 16 on each of 2 processes" in out
+    train(tiny_config(model_tag="one", total_batch_size=64))
+    one, two = load_checkpoint(base / "one"), load_checkpoint(base / "two")
+    for name in one.model:
+        assert torch.equal(two.model[name], one.model[name]), name
+    assert [r for r in records(base / "one") if "loss" in r] == [
+        r for r in records(base / "two") if "loss" in r
+    ]
+    for a, b in zip(records(base / "one"), records(base / "two"), strict=True):
+        assert a == pytest.approx(b, rel=1e-6)
+    assert one.meta["loader"] == two.meta["loader"]
+
+
+def test_two_ranks_save_together_when_asked_to_stop(base: Path) -> None:
+    """torchrun passes SIGTERM on to both; they agree on the step to stop at, and one process can go on."""
+    process = torchrun(flags(tiny_config(model_tag="stopped", num_iterations=100_000, eval_every=-1)))
+    folder = base / "stopped"
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() or not records(folder):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    step = load_checkpoint(folder).step
+    assert f"stopped by SIGTERM at step {step}" in out, err
+    result = train(tiny_config(resume="stopped", num_iterations=step + 1, eval_every=-1))
+    assert result.steps == step + 1
+
+
+def test_an_error_is_one_line_here_too(base: Path) -> None:
+    process = torchrun([*flags(tiny_config()), "--total_batch_size=96"])
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "error: --total_batch_size=96 is no multiple of" in err
+    assert "UserError" not in err

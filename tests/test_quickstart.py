@@ -1,0 +1,200 @@
+"""`make train` and the two scripts: everything prepared, nothing prepared twice, the clock kept."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_run import make_base, tiny_config
+
+from nanochat import training
+from nanochat.common import UserError
+from nanochat.tokenizer import tokenizer_folder
+from nanochat.train_config import TrainConfig
+from scripts import quickstart
+
+ROOT = Path(__file__).parent.parent
+TINY = replace(
+    quickstart.CPU,
+    depth=1,
+    n_embd=32,
+    n_head=2,
+    vocab_size=300,
+    max_seq_len=16,
+    device_batch_size=2,
+    total_batch_size=32,
+    num_iterations=4,
+    eval_every=2,
+    shuffle_window=16,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("base")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NANOCHAT_BASE_DIR", str(folder))
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+            patch.delenv(name, raising=False)
+        patch.setattr(quickstart, "CPU", TINY)
+        make_base(folder)
+        yield folder
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["quickstart", "--data=tiny", "--device_type=cpu", *arguments])
+    quickstart.main()
+
+
+def test_it_prepares_trains_and_says_what_it_did(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = tokenizer_folder("tiny", 300) / "tokenizer.json"
+    tokenizer.unlink()
+    run(monkeypatch, "--seconds=30")
+    out = capsys.readouterr().out
+    runs = base / "base_checkpoints"
+    for part in (
+        "What this did",
+        "What to try next",
+        str(runs / "d1"),
+        "4 steps, 128 tokens",
+        "bits per byte",
+    ):
+        assert part in out
+    bpb = re.search(r"validation +(\d\.\d+) bits per byte", out)
+    assert bpb
+    assert f"Step 00004 | Validation bpb: {bpb[1]}" in out
+    for name in ("loss.png", "samples.txt", "metrics.jsonl", "meta_000004.json", "tokenizer/tokenizer.json"):
+        assert (runs / "d1" / name).exists(), name
+    made = tokenizer.stat().st_mtime_ns
+    run(monkeypatch, "--seconds=30")
+    assert tokenizer.stat().st_mtime_ns == made  # reused
+    assert (runs / "d1-2" / "meta_000004.json").exists()  # beside the first run, not over it
+
+
+def test_it_evaluates_on_all_validation_text_in_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Enough(Exception):
+        pass
+
+    def train(config: TrainConfig) -> None:
+        assert config.eval_tokens == -1
+        assert 80 < config.time_limit < 100 - quickstart.RESERVE
+        raise Enough
+
+    monkeypatch.setattr(quickstart, "train", train)
+    with pytest.raises(Enough):
+        run(monkeypatch, "--seconds=100")
+
+
+def test_only_preparing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], base: Path
+) -> None:
+    before = sorted((base / "base_checkpoints").glob("*"))
+    run(monkeypatch, "--prepare_only")
+    assert "are ready" in capsys.readouterr().out
+    assert sorted((base / "base_checkpoints").glob("*")) == before
+
+
+def test_the_clock_is_kept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(quickstart, "CPU", replace(TINY, num_iterations=1_000_000, eval_every=1_000_000))
+    monkeypatch.setattr(quickstart, "RESERVE", 16.0)
+    began = time.perf_counter()
+    run(monkeypatch, "--seconds=20")
+    assert time.perf_counter() - began < 20
+    assert "Step 00000" in capsys.readouterr().out
+
+
+def test_a_signal_ends_it_with_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = training.sample
+
+    def sample(*arguments: object) -> list[str]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "sample", sample)
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, "--seconds=30")
+    assert caught.value.code == 128 + signal.SIGTERM
+
+
+def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--seconds=5")
+    with pytest.raises(UserError, match=r"python -m nanochat\.dataset"):
+        run(monkeypatch, "--data=nothing")
+
+
+@pytest.mark.parametrize("preset", [quickstart.CPU, quickstart.CUDA, quickstart.CUDA_FINEWEB])
+def test_the_presets_fit_together(preset: quickstart.Preset) -> None:
+    for data in ("sotu", "fineweb"):
+        config = quickstart.training_flags(quickstart.QuickConfig(), preset, data, 100.0)
+        assert config.core_metric_every == -1
+
+
+@pytest.mark.parametrize(
+    ("cuda", "fineweb", "expected"),
+    [
+        (False, True, ("CPU", "sotu")),
+        (True, False, ("CUDA", "sotu")),
+        (True, True, ("CUDA_FINEWEB", "fineweb")),
+    ],
+)
+def test_a_larger_model_where_there_is_more_machine(
+    cuda: bool, fineweb: bool, expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def files(name: str, split: str) -> list[Path]:
+        if not fineweb:
+            raise UserError("no corpus")
+        return []
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.setattr(quickstart, "parquet_files", files)
+    preset, data = quickstart.choose(quickstart.QuickConfig())
+    assert (preset, data) == (getattr(quickstart, expected[0]), expected[1])
+
+
+SEEDS_FLAGS = (
+    "--depth=4 --max_seq_len=512 --device_batch_size=1 --eval_tokens=512 --core_metric_every=-1"
+    " --total_batch_size=512 --num_iterations=1"
+)
+
+
+def test_the_quick_script_is_the_seeds_command() -> None:
+    text = (ROOT / "scripts" / "local_cpu_own_gpt_transformer.sh").read_text()
+    for flag in SEEDS_FLAGS.split():
+        assert f"    {flag} \\\n" in text
+
+
+@pytest.mark.parametrize("name", ["local_cpu_own_gpt_transformer.sh", "local_cpu_train.sh"])
+def test_the_scripts_run_where_nothing_is_prepared(name: str, tmp_path: Path) -> None:
+    """The first three commands of each script, with a python that only notes what it is asked."""
+    clone = tmp_path / "clone"
+    (clone / "scripts").mkdir(parents=True)
+    (clone / "scripts" / name).write_text((ROOT / "scripts" / name).read_text())
+    noting = '#!/bin/sh\\necho "$$@" >> called\\n'
+    make = f"mkdir -p .venv/bin && printf '{noting}' > .venv/bin/python && chmod +x .venv/bin/python"
+    (clone / "Makefile").write_text(f"environment:\n\t{make}\n")
+    for extra in ([], ["--num_iterations=3"]):
+        subprocess.run(
+            ["bash", str(clone / "scripts" / name), *extra], cwd=tmp_path, check=True, capture_output=True
+        )
+    called = (clone / "called").read_text().splitlines()
+    assert [line.split()[1] for line in called] == 2 * [
+        "nanochat.dataset",
+        "scripts.tok_train",
+        "scripts.base_train",
+    ]
+    assert called[-1].endswith("--num_iterations=3")
+    flags = called[2].split()[2:]
+    values = {flag[2:].split("=")[0]: flag.split("=")[1] for flag in flags}
+    kinds = {name: type(getattr(tiny_config(), name)) for name in values}
+    TrainConfig(**{name: kinds[name](value) for name, value in values.items()})
