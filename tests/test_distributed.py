@@ -47,8 +47,8 @@ def torchrun(arguments: list[str]) -> subprocess.Popen[str]:
 def test_two_ranks_are_one_with_twice_the_passes(base: Path) -> None:
     """Two passes of 32 tokens in one process, one pass in each of two: the same bits.
 
-    Halving is exact in binary, so a/2 + b/2 and (a + b)/2 round alike. With more passes the sums would be taken
-    in another order, and agree only up to rounding.
+    Halving is exact in binary, so a/2 + b/2 and (a + b)/2 round alike. More passes would be summed in another
+    order, and agree only up to rounding.
     """
     process = torchrun(flags(tiny_config(model_tag="two", total_batch_size=64)))
     out, err = process.communicate(timeout=300)
