@@ -76,7 +76,8 @@ def norm(x: Tensor) -> Tensor:
     Any shape and float dtype, kept; eps is 2^-23, the epsilon of float32 (float64: 2^-52).
     Source: arXiv 1910.07467.
     """
-    return F.rms_norm(x, (x.size(-1),))
+
+    return F.rms_norm(x, (x.size(-1),)).to(x.dtype)
 
 
 def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

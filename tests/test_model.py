@@ -319,6 +319,12 @@ def test_norm_brings_every_vector_to_one_length() -> None:
     assert not norm(torch.zeros(4)).count_nonzero()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only CUDA's autocast widens rms_norm")
+def test_norm_keeps_the_type_under_autocast() -> None:
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        assert norm(torch.randn(2, 4, device="cuda", dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_norms_epsilon_is_float32s_own_for_narrow_types_too(dtype: torch.dtype) -> None:
     tiny = torch.full((4,), 2**-11.5, dtype=torch.float64).to(dtype)  # mean square about 2^-23
