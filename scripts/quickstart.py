@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from nanochat.common import UserError, print0, run_program
 from nanochat.dataset import corpus_folder, documents, parquet_files, prepare_sotu
 from nanochat.flags import parse_flags
+from nanochat.run_log import read_metrics
 from nanochat.tokenizer import Tokenizer, tokenizer_folder
 from nanochat.train_config import TrainConfig
 from scripts.base_train import train
@@ -142,22 +143,23 @@ def training_flags(config: QuickConfig, preset: Preset, data: str, time_left: fl
 
 def summary(result: Result, preset: Preset, data: str, seconds: float) -> str:
     """What the run did, in numbers, and where everything is."""
-    bpb = "not measured" if result.val_bpb is None else f"{result.val_bpb:.3f} bits per byte"
+    untrained = next(r["val_bpb"] for r in read_metrics(result.folder) if "val_bpb" in r)
+    score = f"{result.val_bpb:.4f} bits per byte on text it never saw; untrained it had {untrained:.4f}"
     return f"""
 What this did, in {seconds:.0f} seconds
   corpus       {data}, in {corpus_folder(data)}
   tokenizer    {preset.vocab_size:,} tokens, in {tokenizer_folder(data, preset.vocab_size)}
   model        {preset.depth} blocks of width {preset.n_embd}: {result.parameters:,} parameters
   training     {result.steps:,} steps, {result.tokens:,} tokens, {result.train_seconds:.0f} seconds
-  validation   {bpb} on text it never saw (8 would be knowing nothing; lower is better)
+  validation   {score}
   everything   {result.folder}
                loss.png, samples.txt, metrics.jsonl, the weights, and a copy of the tokenizer
 
 What to try next
   read         {result.folder / "samples.txt"}, and look at loss.png beside it
   change       a line of code in lit/30-the-forward-pass.md, then: make tangle && make train
-  train on     python -m scripts.base_train --help   (this run again: its flags are in the meta_….json)
-  measure      make bench
+  compare      make train once more: same corpus, same tokenizer, a new folder beside this one
+  go further   python -m scripts.base_train --help, or your own text: python -m nanochat.dataset --help
 """
 
 
