@@ -14,7 +14,7 @@ SHAPES = [(6, 6), (4, 12), (12, 4), (1, 5), (5, 1), (4, 12), (6, 6)]
 
 
 # Another kernel may add a product's terms in another order. The iteration amplifies what bfloat16 then rounds
-# otherwise: the whole update computed in float32 differs by 1 to 2 % as a rule, never 6 %. Mistakes make more.
+# otherwise: the whole update in float32 differs by 1 to 2 % as a rule, never 6 %. Mistakes make more.
 ROUNDING = 0.06
 
 
