@@ -76,7 +76,6 @@ def norm(x: Tensor) -> Tensor:
     Any shape and float dtype, kept; eps is 2^-23, the epsilon of float32 (float64: 2^-52).
     Source: arXiv 1910.07467.
     """
-
     return F.rms_norm(x, (x.size(-1),)).to(x.dtype)
 
 

@@ -197,13 +197,13 @@ def test_gradients_of_many_chunks_are_summed_in_float32(monkeypatch: pytest.Monk
 
 
 def test_a_mean_over_bf16_rows_is_scaled_without_rounding_the_scale() -> None:
-    """1/500 rounds to 0.00200653 in bf16, a third of a percent too much, in every gradient alike."""
-    x = torch.zeros(500, 1, dtype=torch.bfloat16, requires_grad=True)
-    weight = torch.tensor([[1.0], [-1.0]], requires_grad=True)
-    softcapped_cross_entropy(x, weight, torch.zeros(500, dtype=torch.long), CAP).backward()
+    """1/510 rounds to 0.00196838 in bf16, 0.4 % too much, in every gradient alike."""
+    x = torch.zeros(510, 1, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.tensor([[1.5], [-1.5]], requires_grad=True)
+    softcapped_cross_entropy(x, weight, torch.zeros(510, dtype=torch.long), CAP).backward()
     assert x.grad is not None
-    exact = torch.tensor(-1 / 500).bfloat16()
-    assert torch.equal(x.grad, exact.expand(500, 1))
+    exact = torch.tensor(-1.5 / 510).bfloat16()
+    assert torch.equal(x.grad, exact.expand(510, 1))
 
 
 def test_the_chunk_is_two_to_the_24_logits_or_an_eighth() -> None:
