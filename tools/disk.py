@@ -20,6 +20,7 @@ from tools.diff import describe
 from tools.git import Git
 from tools.lint import FOLDERS
 from tools.problems import Problem, Refused
+from tools.skeleton import FOLDER as SKELETON
 from tools.tangle import Output
 
 RECORD = "tangled"
@@ -100,7 +101,7 @@ def recoverable(git: Git, path: str, written: set[str]) -> bool:
 def stale_files(root: Path, git: Git, outputs: dict[str, Output]) -> list[str]:
     """Files below the book's folders that no block claims. What git ignores is not looked at."""
     found = []
-    for folder in FOLDERS:
+    for folder in (*FOLDERS, SKELETON):
         for place, folders, names in os.walk(root / folder):
             folders[:] = sorted(
                 name for name in folders if name != "__pycache__" and not name.startswith(".")
