@@ -35,7 +35,7 @@ class Source:
         try:
             return ast.parse(self.text, filename=self.path)
         except SyntaxError as error:
-            where = f"{self.path}:{error.lineno}"
+            where = f"{self.path}:{error.lineno}" if error.lineno else self.path
             shown = f" ({error.text.strip()})" if error.text else ""
             raise Unjudgeable(
                 f"{where}: Python cannot read this line{shown}: {error.msg}. "
@@ -232,7 +232,15 @@ def graft(book: Source, learner: Source, step_ids: Iterable[str]) -> ModuleType:
     first = next(i for i, s in enumerate(tree.body) if isinstance(s, Function))
     tree.body[first:first] = helpers
     tree.body[1:1] = ast.parse(LAZY_ANNOTATIONS).body
-    code = _relabel(compile(tree, book.path, "exec", dont_inherit=True), names, learner.path)
+    return _run(_relabel(compile(tree, book.path, "exec", dont_inherit=True), names, learner.path))
+
+
+def load(source: Source) -> ModuleType:
+    """A model file as it is, as a fresh module."""
+    return _run(compile(source.text, source.path, "exec", dont_inherit=True))
+
+
+def _run(code: CodeType) -> ModuleType:
     module = ModuleType("nanochat_learning_hybrid")
     sys.modules[module.__name__] = module  # dataclasses look their module up while they are made
     try:

@@ -32,6 +32,7 @@ from nanochat.learning.hybrid import (
     describe_missing,
     graft,
     is_unwritten,
+    load,
     read_source,
 )
 from nanochat.learning.mistakes import DoesNotApply, Mistake, make, mistakes_of, recognize_variant
@@ -75,6 +76,8 @@ def compare(expected: Any, seen: Any, tolerance: float) -> Difference | None:
     """The same for two values; the text continues a sentence that begins with the value's name."""
     if isinstance(expected, Near) and isinstance(seen, Near):
         return _compare_numbers(expected.value, seen.value, expected.within)
+    if isinstance(expected, float) and isinstance(seen, float):
+        return _compare_numbers(expected, seen, tolerance * abs(expected))
     if isinstance(expected, float | Tensor) and isinstance(seen, float | Tensor):
         scale = torch.as_tensor(expected).abs().max().item() if torch.as_tensor(expected).numel() else 0.0
         return _compare_numbers(expected, seen, tolerance * max(scale, 1e-3))
@@ -165,7 +168,7 @@ class Finding:
 @cache
 def expected_of(book: Source, step_id: str) -> Evidence:
     """What the book's own function shows."""
-    return list(observe(PROBES[step_id], graft(book, book, []), book.path))
+    return list(observe(PROBES[step_id], load(book), book.path))
 
 
 def compare_evidence(expected: Evidence, seen: Evidence, tolerance: float) -> Difference | None:
@@ -177,24 +180,31 @@ def compare_evidence(expected: Evidence, seen: Evidence, tolerance: float) -> Di
     return None
 
 
+def settle() -> None:
+    """Undo what a learner's function may have changed for everybody."""
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(True)
+
+
 def look(book: Source, learner: Source, step: Step) -> Finding:
     """Run the learner's function in the book's model. Raises Unjudgeable if there is nothing to run."""
+    settle()
     expected = expected_of(book, step.id)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         evidence = _try(book, learner, step, ())
         difference = compare_evidence(expected, evidence, step.tolerance)
-        friends = tuple(name for name in step.companions if _is_usable(book, learner, name))
-        if difference is not None and friends and _may_be_a_question_of_names(evidence):
-            together = _try(book, learner, step, friends)
-            if compare_evidence(expected, together, step.tolerance) is None:
-                return Finding(together, None, friends, out.getvalue())
+        if difference is not None and _may_be_a_question_of_names(evidence):
+            friends = [name for name in step.companions if _is_usable(book, learner, name)]
+            for chosen in dict.fromkeys([*((name,) for name in friends), tuple(friends)]):
+                together = _try(book, learner, step, chosen) if chosen else evidence
+                if compare_evidence(expected, together, step.tolerance) is None:
+                    return Finding(together, None, chosen, out.getvalue())
     return Finding(evidence, difference, (), out.getvalue())
 
 
 def _try(book: Source, learner: Source, step: Step, companions: tuple[str, ...]) -> Evidence:
-    torch.set_default_dtype(torch.float32)
-    torch.set_grad_enabled(True)
+    settle()
     try:
         module = graft(book, learner, [step.id, *companions])
     except (Unjudgeable, KeyboardInterrupt):
@@ -232,7 +242,7 @@ class _Remembered:
     def __init__(self, book: Source, mistakes: tuple[Mistake, ...]) -> None:
         wrong = make(mistakes, book)
         self.made: Evidence = []
-        self.rest = observe(PROBES[mistakes[0].step], graft(book, wrong, [mistakes[0].step]), wrong.path)
+        self.rest = observe(PROBES[mistakes[0].step], load(wrong), wrong.path)
 
     def __iter__(self) -> Iterator[tuple[str, Seen]]:
         index = 0
@@ -253,34 +263,47 @@ def remember(book: Source, mistakes: tuple[Mistake, ...]) -> _Remembered:
 
 
 def name_the_mistake(book: Source, step: Step, evidence: Evidence) -> tuple[Mistake, ...]:
-    """The mistake that shows the same evidence, or two mistakes made together, or none."""
+    """The mistake that shows the same evidence, or two mistakes made together, or none.
+
+    Where exceptions are part of the evidence, a mistake that raises them in the same words is preferred.
+    """
     until = time.monotonic() + SEARCH_LIMIT
     known = mistakes_of(step.id)
-    for candidate in [*((one,) for one in known), *combinations(known, 2)]:
-        if time.monotonic() > until:
-            break
-        try:
-            if _shows_the_same(book, step, evidence, remember(book, candidate)):
+    for candidates in (((one,) for one in known), combinations(known, 2)):
+        similar: tuple[Mistake, ...] = ()
+        for candidate in candidates:
+            if time.monotonic() > until:
+                break
+            try:
+                likeness = _likeness(book, step, evidence, remember(book, candidate))
+            except (DoesNotApply, SyntaxError):
+                continue
+            if likeness == "same":
                 return candidate
-        except DoesNotApply:
-            continue
+            if likeness == "similar" and not similar:
+                similar = candidate
+        if similar:
+            return similar
     return ()
 
 
-def _shows_the_same(book: Source, step: Step, evidence: Evidence, wrong: _Remembered) -> bool:
+def _likeness(book: Source, step: Step, evidence: Evidence, wrong: _Remembered) -> str:
+    """If a mistake shows the "same" evidence, a "similar" one (exceptions in other words) or "another"."""
     in_numbers = False
-    exceptions_agree = True
+    words_agree = True
     expected = expected_of(book, step.id)
     for (case, right), (_, seen), (_, mistaken) in zip(expected, evidence, wrong, strict=True):
         if compare_case(case, mistaken, seen, step.tolerance) is not None:
-            return False
+            return "another"
         if compare_case(case, right, seen, step.tolerance) is None:
             continue
         if isinstance(seen, Raised) and isinstance(mistaken, Raised):
-            exceptions_agree = exceptions_agree and seen.message == mistaken.message
+            words_agree = words_agree and seen.message == mistaken.message
         else:
             in_numbers = True
-    return in_numbers or exceptions_agree
+    if words_agree:
+        return "same"
+    return "similar" if in_numbers else "another"
 
 
 def examine(book: Source, learner: Source, step: Step) -> Finding | Verdict:
@@ -301,6 +324,7 @@ def examine(book: Source, learner: Source, step: Step) -> Finding | Verdict:
 
 def conclude(book: Source, learner: Source, step: Step, finding: Finding) -> Verdict:
     """Turn a finding into a verdict; runs nothing of the learner's."""
+    settle()
     node = learner.find(step.id)
     assert node is not None
     printed = finding.printed[:2000] or None
@@ -332,7 +356,7 @@ def conclude(book: Source, learner: Source, step: Step, finding: Finding) -> Ver
         step=step.id,
         status="error" if raised is not None and not mistakes else "failed",
         summary=f"{step.id} looks like: {names}" if names else f"{step.id} differs from the book's",
-        next=f"Look at {learner.path}:{line}, then check again; `python -m scripts.learn hint {step.id}` helps",
+        next=f"Look at {learner.path}:{line}; `python -m scripts.learn hint {step.id}` has a hint",
         difference=finding.difference.text,
         magnitude=finding.difference.magnitude,
         mistake=names,
@@ -356,6 +380,11 @@ def _explain_exception(raised: Raised, step: Step) -> str | None:
             f"The book's other functions ask for this name after your {step.id}. Use it, or write the "
             f"functions that use your own name ({', '.join(step.companions) or 'none'}): then both are "
             "judged together."
+        )
+    if raised.type == "AttributeError" and "object has no attribute" in raised.message:
+        return (
+            "Nothing of this name is there when the book's constructor has built the object. Names of "
+            "weights and tables are fixed, because checkpoints know them."
         )
     if raised.type == "RecursionError":
         return "The function calls itself without an end."
@@ -524,7 +553,7 @@ class Judge:
             self._worker = None
 
     def judge(self, source_path: Path | str, steps: Sequence[str] | None = None) -> Iterator[Verdict]:
-        """Yield one verdict for each step (all by default), as they come. Raises KeyError for an unknown step."""
+        """Yield a verdict for each step (default: all), as they come. Raises KeyError for an unknown one."""
         chosen = [step_named(name) for name in steps] if steps is not None else list(STEPS)
         try:
             learner = read_source(Path(source_path))

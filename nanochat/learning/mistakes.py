@@ -1,4 +1,4 @@
-"""Wrong models by name, each made from the book's function by an edit, and right ones written in another way."""
+"""Wrong models by name, each made from the book's by an edit, and right ones written in another way."""
 
 import ast
 import textwrap
@@ -30,7 +30,7 @@ def _of(step: str, name: str, says: str, *edits: tuple[str, str]) -> Mistake:
 
 
 def make(mistakes: Sequence[Mistake], book: Source) -> Source:
-    """The book with these mistakes, all of one step. Raises DoesNotApply if an edit does not fit exactly once."""
+    """The book with these mistakes of one step. Raises DoesNotApply unless each edit fits exactly once."""
     step_id = mistakes[0].step
     try:
         first, last = book.segment(step_id)
@@ -46,12 +46,7 @@ def make(mistakes: Sequence[Mistake], book: Source) -> Source:
                 raise DoesNotApply(f"{mistake.name}: {old!r} occurs {text.count(old)} times in {step_id}")
             text = text.replace(old, new)
     lines[first - 1 : last] = textwrap.indent(text, indent).split("\n")
-    wrong = "\n".join(lines)
-    try:
-        ast.parse(wrong)
-    except SyntaxError as error:
-        raise DoesNotApply(f"{', '.join(m.name for m in mistakes)}: {error}") from None
-    return Source(f"<{step_id} with {', '.join(m.name for m in mistakes)}>", wrong)
+    return Source(f"<{step_id} with {', '.join(m.name for m in mistakes)}>", "\n".join(lines))
 
 
 NO_SUPER = (
@@ -572,7 +567,8 @@ INITIALIZATION = (
     _of(
         "GPT._init_weights",
         "fan-out-for-fan-in",
-        "The spread shrinks with the root of fan-out. A sum has as many terms as the layer has inputs.",
+        "The spread shrinks with the root of fan-out: either the two fans or their ratio is upside down. A "
+        "sum has as many terms as the layer has inputs.",
         ("std=fan_in**-0.5", "std=fan_out**-0.5"),
     ),
     _of(
@@ -595,12 +591,6 @@ INITIALIZATION = (
         "tall-matrices-amplified",
         "A Linear with more outputs than inputs starts too large: the ratio's factor is at most 1.",
         ("min(1.0, (fan_out / fan_in) ** 0.5)", "(fan_out / fan_in) ** 0.5"),
-    ),
-    _of(
-        "GPT._init_weights",
-        "ratio-upside-down",
-        "The ratio of fan-out and fan-in is upside down: tall matrices are damped, and flat ones are not.",
-        ("(fan_out / fan_in)", "(fan_in / fan_out)"),
     ),
     _of(
         "GPT._init_weights",
@@ -1363,18 +1353,37 @@ FORWARD = (
     _forward(
         "last-position-only",
         "Only the last position gets logits. Every position predicts.",
-        ("self.lm_head(x).float()", "self.lm_head(x[:, -1:]).float()"),
+        ("x[:, -1:] if last_only else x", "x[:, -1:]"),
+    ),
+    _forward(
+        "last_only-ignored",
+        "last_only has no effect: every position's scores are computed where only the last one's were "
+        "wanted.",
+        ("x[:, -1:] if last_only else x", "x"),
+    ),
+    _forward(
+        "last_only-takes-the-first",
+        "last_only gives the first position's scores.",
+        ("x[:, -1:] if last_only else x", "x[:, :1] if last_only else x"),
+    ),
+    _forward(
+        "last_only-drops-an-axis",
+        "With last_only, the axis of positions is gone. One position is left on it.",
+        (_LOGITS, f"{_LOGITS}[:, -1] if last_only else {_LOGITS[7:]}"),
     ),
     _forward(
         "logits-in-bfloat16",
         "Logits keep the dtype of the weights. A softmax over V numbers wants float32.",
-        ("self.lm_head(x).float()", "self.lm_head(x)"),
+        ("else x).float()", "else x)"),
     ),
     _forward(
         "embedding-used-as-head",
         "Scores come from the embedding's matrix; lm_head is never used.",
         ("self.lm_head.weight, targets", "self.transformer.wte.weight, targets"),
-        ("self.lm_head(x).float()", "F.linear(x, self.transformer.wte.weight).float()"),
+        (
+            "self.lm_head(x[:, -1:] if last_only else x)",
+            "F.linear(x[:, -1:] if last_only else x, self.transformer.wte.weight)",
+        ),
     ),
     _forward(
         "past-the-tables-not-refused",
@@ -1553,8 +1562,7 @@ OPTIMIZATION = (
         "GPT.get_device",
         "device-as-text",
         "The answer is the name of a device. Callers look at its type.",
-        ("weight.device\n", "weight.device.type\n"),
-        ("return self", "return self"),
+        ("weight.device", "weight.device.type"),
     ),
     _of(
         "GPT.get_device",
@@ -1626,8 +1634,8 @@ OPTIMIZATION = (
 )
 
 
-_CHOOSE = "sample_next(logits, rng, temperature, top_k)"
-_RNG = "rng = torch.Generator(device=device).manual_seed(seed)"
+_CHOOSE = "sample_next(logits, [rng], temperature, top_k)"
+_RNG = "rng = random.Random(seed)"
 _LOOP = "for _ in range(max_tokens):"
 
 
@@ -1641,23 +1649,23 @@ GENERATION = (
         "Any temperature above 0 gives the same distribution.",
         (
             _CHOOSE,
-            ("sample_next(logits, rng, min(temperature, 1.0) and temperature / abs(temperature), top_k)"),
+            ("sample_next(logits, [rng], min(temperature, 1.0) and temperature / abs(temperature), top_k)"),
         ),
     ),
     _generate(
         "temperature-ignored",
         "The temperature has no effect at all, not even 0.",
-        (_CHOOSE, "sample_next(logits, rng, 1.0, top_k)"),
+        (_CHOOSE, "sample_next(logits, [rng], 1.0, top_k)"),
     ),
     _generate(
         "temperature-multiplies",
         "A higher temperature makes the likeliest token likelier: scores are multiplied by it.",
-        (_CHOOSE, "sample_next(logits * (temperature**2 or 1.0), rng, temperature, top_k)"),
+        (_CHOOSE, "sample_next(logits * (temperature**2 or 1.0), [rng], temperature, top_k)"),
     ),
     _generate(
         "always-the-likeliest",
         "The likeliest token is taken at every temperature: nothing is drawn.",
-        (_CHOOSE, "sample_next(logits, rng, min(temperature, 0.0), top_k)"),
+        (_CHOOSE, "sample_next(logits, [rng], min(temperature, 0.0), top_k)"),
     ),
     _generate(
         "zero-temperature-divides",
@@ -1671,32 +1679,32 @@ GENERATION = (
     _generate(
         "negative-temperature-accepted",
         "A negative temperature is accepted; it would prefer the unlikeliest tokens.",
-        (_CHOOSE, "sample_next(logits, rng, abs(temperature), top_k)"),
+        (_CHOOSE, "sample_next(logits, [rng], abs(temperature), top_k)"),
     ),
     _generate(
         "top_k-one-too-many",
         "top_k keeps one token too many: compare with the score of the k-th, and count from 0.",
-        (_CHOOSE, "sample_next(logits, rng, temperature, top_k and top_k + 1)"),
+        (_CHOOSE, "sample_next(logits, [rng], temperature, top_k and top_k + 1)"),
     ),
     _generate(
         "top_k-one-too-few",
         "top_k keeps one token too few: the k-th is allowed.",
-        (_CHOOSE, "sample_next(logits, rng, temperature, top_k and max(top_k - 1, 1))"),
+        (_CHOOSE, "sample_next(logits, [rng], temperature, top_k and max(top_k - 1, 1))"),
     ),
     _generate(
         "top_k-ignored",
         "top_k has no effect.",
-        (_CHOOSE, "sample_next(logits, rng, temperature, None if top_k else top_k)"),
+        (_CHOOSE, "sample_next(logits, [rng], temperature, None if top_k else top_k)"),
     ),
     _generate(
         "top_k-of-0-accepted",
         "top_k of 0 is accepted, which leaves no token to choose.",
-        (_CHOOSE, "sample_next(logits, rng, temperature, top_k or None)"),
+        (_CHOOSE, "sample_next(logits, [rng], temperature, top_k or None)"),
     ),
     _generate(
         "seed-ignored",
         "The same seed gives another text each time.",
-        (_RNG, "rng = torch.Generator(device=device)\n    rng.seed()"),
+        (_RNG, "rng = random.Random()"),
     ),
     _generate(
         "seed-has-no-effect",
@@ -1706,17 +1714,27 @@ GENERATION = (
     _generate(
         "seeds-torch-itself",
         "The seed is given to torch's global generator: sampling during training would change the training.",
-        (_RNG, "rng = torch.default_generator.manual_seed(seed)"),
+        (_RNG, f"torch.manual_seed(seed)\n    {_RNG}"),
     ),
     _generate(
         "draws-from-torchs-own-state",
         "Tokens are drawn from torch's global generator: no seed repeats a text, and training is disturbed.",
-        (_RNG, "rng = torch.default_generator"),
+        (_RNG, "rng = random.Random(int(torch.randint(2**31, (1,))))"),
+    ),
+    _generate(
+        "seeds-python-itself",
+        "The seed is given to Python's global generator: whoever else draws from it gets other numbers.",
+        (_RNG, "random.seed(seed)\n    rng = random"),
+    ),
+    _generate(
+        "draws-from-pythons-own-state",
+        "Tokens are drawn from Python's global generator: no seed repeats a text.",
+        (_RNG, "rng = random"),
     ),
     _generate(
         "seeded-for-every-token",
         "The generator is seeded again for each token, so that the same random number comes each time.",
-        (_LOOP, f"{_LOOP}\n        rng.manual_seed(seed)"),
+        (_LOOP, f"{_LOOP}\n        rng.seed(seed)"),
     ),
     _generate(
         "prompt-yielded-too",
@@ -1726,12 +1744,12 @@ GENERATION = (
     _generate(
         "only-the-last-token-fed",
         "The model sees the newest token alone. Without a cache it has to see the whole sequence.",
-        ("self.forward(ids)", "self.forward(ids[:, -1:])"),
+        ("self.forward(ids,", "self.forward(ids[:, -1:],"),
     ),
     _generate(
         "first-position-read",
         "The next token is chosen by the first position's scores.",
-        ("self.forward(ids)[:, -1]", "self.forward(ids)[:, 0]"),
+        ("self.forward(ids, last_only=True)[:, -1]", "self.forward(ids)[:, 0]"),
     ),
     _generate(
         "new-token-not-appended",
@@ -1785,7 +1803,7 @@ def mistakes_of(step_id: str) -> tuple[Mistake, ...]:
 
 @dataclass(frozen=True)
 class Variant:
-    """Another right way to write a step. `fits` sees the names a function uses, in the order they are evaluated."""
+    """Another right way to write a step. `fits` sees a function's names in order of evaluation."""
 
     step: str
     name: str
