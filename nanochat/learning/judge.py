@@ -80,7 +80,7 @@ def compare(expected: Any, seen: Any, tolerance: float) -> Difference | None:
         return _compare_numbers(expected, seen, tolerance * abs(expected))
     if isinstance(expected, float | Tensor) and isinstance(seen, float | Tensor):
         scale = torch.as_tensor(expected).abs().max().item() if torch.as_tensor(expected).numel() else 0.0
-        return _compare_numbers(expected, seen, tolerance * max(scale, 1e-3))
+        return _compare_numbers(expected, seen, tolerance * max(scale, 0.1))
     if isinstance(expected, dict) and isinstance(seen, dict):
         for name in [*expected, *seen]:
             here, there = seen.get(name, "missing"), expected.get(name, "not wanted")
