@@ -58,7 +58,7 @@ _kernel = chunk_loss_and_dlogits
 def compile_kernel() -> None:
     """Fuse the kernel's passes over the logits into few, for every later loss of this process."""
     global _kernel
-    _kernel = torch.compile(chunk_loss_and_dlogits, dynamic=False)
+    _kernel = torch.compile(chunk_loss_and_dlogits, dynamic=False, options={"cpp.use_decompose_tanh": True})
 
 
 def score(x: Tensor, weight: Tensor, targets: Tensor, softcap: float, dtype: torch.dtype) -> Tensor:

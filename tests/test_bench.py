@@ -1,0 +1,192 @@
+"""The benchmark runs, its record has the promised form, its tables are the chapter's. No time is tested."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat.common import UserError
+from scripts import bench
+
+ROOT = Path(__file__).parents[1]
+CHAPTER = ROOT / "lit" / "68-benchmarks.md"
+RECORD = ROOT / "results" / "bench-cpu.json"
+BEGIN, END = "<!-- tables: results/bench-cpu.json -->\n", "<!-- end of tables -->\n"
+
+
+def run(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "scripts.bench", *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    path = tmp_path_factory.mktemp("bench") / "quick.json"
+    flags = "--quick", "--device_type=cpu", "--cases=steps", "--repeats=3", f"--out={path}"
+    return run(*flags), path
+
+
+def test_a_run_prints_tables_and_keeps_its_record(quick):
+    done, path = quick
+    assert done.returncode == 0, done.stderr
+    record = json.loads(path.read_text())
+    assert done.stdout == bench.tables(record)
+    assert record["command"].startswith("python -m scripts.bench --device_type=cpu --cases=steps")
+    assert record["text"] == "none"
+    assert set(record["machine"]["versions"]) >= {"python", "torch", "tiktoken", "pyarrow"}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", record["date"])
+    assert list(record["groups"]) == ["steps"]
+    assert str(Path.home()) not in json.dumps({**record, "command": "", "config": ""})
+    yardstick, first, second = record["groups"]["steps"]
+    assert yardstick["work"] == "machine"
+    assert set(yardstick["rates"]) == {"float32", "bfloat16", "copy"}
+    assert [first["name"], second["name"]] == ["float32, eager", "bfloat16, eager"]
+    for case in (first, second):
+        assert not case["failed"]
+        assert len(case["turns"]) == 3
+        assert {"total", *bench.PARTS} == set(case["turns"][0])
+        assert case["seconds"]["low"] <= case["seconds"]["median"] <= case["seconds"]["high"]
+        assert case["peak_memory_bytes"] > 50e6
+        turn = case["turns"][0]
+        assert turn["Newton-Schulz"] < turn["Muon"] < turn["total"]
+    size = bench.TINY
+    assert first["facts"]["tokens"] == size.B * size.T
+
+
+def test_shares_and_ratios_are_taken_within_each_round(quick):
+    record = json.loads(quick[1].read_text())
+    yardstick, first, second = record["groups"]["steps"]
+    rate = yardstick["facts"]["flops"]
+    shares = [
+        second["facts"]["flops"] / turn["total"] / (rate / one["bfloat16"])
+        for turn, one in zip(second["turns"], yardstick["turns"], strict=True)
+    ]
+    ratios = [a["total"] / b["total"] for a, b in zip(first["turns"], second["turns"], strict=True)]
+    assert second["share_of_machine"]["median"] == pytest.approx(sorted(shares)[1])
+    assert second["speed_to_first"]["median"] == pytest.approx(sorted(ratios)[1])
+    assert first["speed_to_first"]["median"] == 1
+
+
+def test_the_tables_can_be_printed_again(quick):
+    done, path = quick
+    assert run(f"--show={path}").stdout == done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--cases=stepz"], "error: --cases: there is no group 'stepz'; there are steps, loss,"),
+        (["--case=steps"], "error: there is no flag --case; did you mean --cases?"),
+        (["--repeats=-1"], "error: --repeats=-1: must be positive"),
+        (["--repeats=few"], "error: --repeats: wants a whole number, not 'few'"),
+        (["--quick", "--device_type=cpu", "--cases=d12"], "error: --cases: d12 is not measured on --quick;"),
+        (["--show=nowhere.json"], "error: --show=nowhere.json is no record of this program (FileNotFound"),
+        (["--show=LICENSE"], "error: --show=LICENSE is no record of this program (JSONDecodeError"),
+    ],
+)
+def test_wrong_flags_are_one_line(flags, message):
+    done = run(*flags)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+    assert not done.stdout
+
+
+def test_only_a_full_run_replaces_the_record():
+    assert bench.BenchConfig().target("cuda") == Path("results/bench-cuda.json")
+    assert bench.BenchConfig(cases="steps").target("cpu") is None
+    assert bench.BenchConfig(quick=True).target("cpu") is None
+    assert bench.BenchConfig(quick=True, out="x.json").target("cpu") == Path("x.json")
+
+
+def test_every_group_has_cases_on_some_device():
+    groups = {case.group for device in ("cpu", "cuda") for case in bench.cases_for(device, quick=False)}
+    assert groups == set(bench.GROUPS) == set(bench.TITLES)
+    for device in ("cpu", "cuda", "mps"):
+        cases = bench.cases_for(device, quick=False)
+        assert len({(case.group, case.name) for case in cases}) == len(cases)
+        assert all(case.work in bench.WORK for case in cases)
+        with pytest.raises(UserError, match="there are steps"):
+            bench.BenchConfig(cases="steps,nothing")
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    return bench.prepare_text(quick=True)
+
+
+def works(work: str) -> list[bench.Case]:
+    return [case for case in bench.cases_for("cpu", quick=True) if case.work == work]
+
+
+def one_turn(case: bench.Case) -> tuple[dict[str, float], dict[str, float]]:
+    facts, turn = bench.WORK[case.work](case, torch.device("cpu"))
+    return facts, turn()
+
+
+def test_loading_and_encoding_count_their_tokens(text, monkeypatch):
+    name, tokenizer = bench.open_text()
+    assert name == text[0] == "made-up"
+    facts, seconds = one_turn(works("encode")[0])
+    assert facts["bytes"] > facts["tokens"] > facts["bytes"] / 8
+    assert seconds["total"] > 0
+    loading = replace(works("load")[0], size=replace(bench.TINY, T=2048, B=8))
+    facts, seconds = one_turn(loading)
+    assert facts["tokens"] == 2**19
+    assert seconds["total"] > 0
+    assert tokenizer.decode(tokenizer.encode("any text")) == "any text"
+
+
+@pytest.mark.parametrize("case", works("decode"), ids=lambda case: case.name)
+def test_decoding_counts_its_tokens(case):
+    facts, seconds = one_turn(case)
+    assert facts["tokens"] == 32 * case.count
+    assert seconds["total"] > 0
+
+
+def test_the_rival_computes_the_same_loss():
+    from nanochat.loss import softcapped_cross_entropy
+
+    torch.manual_seed(0)
+    x = torch.randn(12, 8, requires_grad=True)
+    weight = torch.randn(40, 8, requires_grad=True)
+    targets = torch.randint(40, (12,))
+    targets[3] = -1
+    expected = torch.autograd.grad(softcapped_cross_entropy(x, weight, targets, 15.0), (x, weight))
+    got = torch.autograd.grad(bench.all_at_once(x, weight, targets, 15.0), (x, weight))
+    for a, b in zip(expected, got, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_case_that_fails_is_one_line_in_the_table(quick):
+    record = json.loads(quick[1].read_text())
+    impossible = replace(works("decode")[0], size=replace(bench.TINY, n_head=3))
+    children = bench.measure_group([impossible], "cpu", 2)
+    assert children[0].failed.startswith("ValueError: GPTConfig: n_embd 32 does not divide")
+    record["groups"] = {"decoding": [bench.describe(child, children[0], None) for child in children]}
+    assert "ValueError: GPTConfig" in bench.tables(record)
+
+
+def test_the_chapters_tables_are_those_of_the_record():
+    if not RECORD.exists():
+        pytest.skip("there is no results/bench-cpu.json yet: make bench, then python -m tests.test_bench")
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", RECORD], cwd=ROOT, capture_output=True)
+    if changed.returncode:
+        pytest.skip("the record is newer than the chapter; to quote it: python -m tests.test_bench")
+    quoted = CHAPTER.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
+    assert quoted.strip() == bench.tables(bench.read_record(RECORD)).strip()
+
+
+if __name__ == "__main__":  # quote the record in the chapter
+    before, _, rest = CHAPTER.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    quoted = f"{BEGIN}\n{bench.tables(bench.read_record(RECORD))}\n{END}"
+    CHAPTER.write_text(before + quoted + after, encoding="utf-8")
