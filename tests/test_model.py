@@ -109,6 +109,7 @@ def test_flops_follow_the_trained_length() -> None:
 def test_a_model_of_any_size_is_built_without_memory_and_then_filled() -> None:
     with torch.device("meta"):
         model = GPT(tiny_config())
+    model.init_weights()  # the tables are made where the model is, not where tables are made by default
     assert all(t.is_meta for t in [*model.parameters(), *model.buffers()])
     model.to_empty(device="cpu")
     assert model.get_device() == torch.device("cpu")
@@ -526,6 +527,19 @@ def test_logits_stay_under_the_cap() -> None:
     assert big.abs().max() > 0.99 * SOFTCAP
     assert (big.sign() == small.sign()).all()
     assert model(ids(2, T), ids(2, T), loss_reduction="none").max() <= 2 * SOFTCAP + math.log(V)
+
+
+def test_the_last_position_alone_is_the_last_of_all() -> None:
+    model = noisy()
+    torch.testing.assert_close(model(ids(2, T), last_only=True), model(ids(2, T))[:, -1:], rtol=0, atol=1e-5)
+
+
+def test_a_narrow_model_is_capped_in_float32() -> None:
+    logits = noisy().to(torch.bfloat16)(ids(2, T))
+    assert logits.dtype == torch.float32
+    assert (
+        logits != logits.bfloat16()
+    ).float().mean() > 0.9  # the cap's results were not rounded to bfloat16
 
 
 def test_the_embedding_is_normed_so_that_its_size_does_not_matter() -> None:
