@@ -578,6 +578,15 @@ def test_resuming_what_is_not_there() -> None:
         train(tiny_config(resume="nothing"))
 
 
+def test_the_schedules_reach_the_optimizers(unstopped: Path) -> None:
+    adamw, muon = load_checkpoint(unstopped).optimizers
+    last = training.learning_rate_multiplier(7 / 8, 1 / 8, tiny_config())
+    assert 0 < last < 1
+    for group in adamw["param_groups"] + muon["param_groups"]:
+        assert group["lr"] == group["initial_lr"] * last
+    assert muon["param_groups"][0]["momentum"] == training.muon_momentum(7)
+
+
 def test_a_resumed_run_obeys_new_learning_rates(unstopped: Path) -> None:
     copy = copy_of(unstopped, "copy-rates", 6)
     train(tiny_config(**RESUMED, resume=copy.name, matrix_lr=0.5, warmdown_ratio=0))
