@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nanochat.common import UserError
-from nanochat.dataloader import require_tokens
 from nanochat.dataset import parquet_files
 from nanochat.tokenizer import DEFAULT_VOCAB_SIZE, Tokenizer, tokenizer_folder
 
@@ -177,6 +176,8 @@ def open_tokenizer(config: TrainConfig) -> Tokenizer:
     parquet_files(config.data, "val")
     tokenizer = Tokenizer.load(tokenizer_folder(config.data, config.vocab_size or DEFAULT_VOCAB_SIZE))
     if config.eval_every > 0 and config.eval_tokens > 0:
+        from nanochat.dataloader import require_tokens
+
         try:
             require_tokens(config.data, "val", tokenizer, config.eval_tokens)
         except UserError as error:

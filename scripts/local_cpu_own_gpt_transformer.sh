@@ -17,4 +17,5 @@ exec .venv/bin/python -m scripts.base_train \
     --total_batch_size=512 \
     --num_iterations=1 \
     --device_type=cpu \
+    --save_every=-1 \
     "$@"

@@ -410,6 +410,29 @@ def test_the_clock_can_end_a_run() -> None:
     assert rates == sorted(rates, reverse=True)
 
 
+def test_the_limit_holds_the_last_evaluation_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*arguments: object) -> float:
+        time.sleep(1.5)
+        return 2.0
+
+    monkeypatch.setattr(training, "evaluate", slow)
+    result = train(tiny_config(num_iterations=1_000_000, time_limit=4, eval_every=1_000_000, save_every=-1))
+    begun = [r["seconds"] for r in read_metrics(result.folder) if "loss" in r]
+    assert begun[-1] < 4 - 1.5  # seconds; a step begun later would have pushed the evaluation over the limit
+
+
+def test_all_processes_take_the_latest_clock_and_any_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def all_reduce(values: torch.Tensor, operation: object) -> None:
+        assert operation == torch.distributed.ReduceOp.MAX
+        values.copy_(torch.maximum(values, torch.tensor([9.5, 15.0], dtype=values.dtype)))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    device = torch.device("cpu")
+    assert training.agree(3.0, 0, Ranks(0, 0, 2), device) == (9.5, 15)
+    assert training.agree(10.0, 2, Ranks(0, 0, 2), device) == (10.0, 15)
+    assert training.agree(3.0, 0, Ranks(), device) == (3.0, 0)
+
+
 def test_a_fresh_run_takes_a_fresh_folder() -> None:
     names = [train(tiny_config(num_iterations=1, depth=2, eval_every=-1)).tag for _ in range(2)]
     number = [int(name.removeprefix("d2-")) if name != "d2" else 1 for name in names]
