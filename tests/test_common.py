@@ -168,7 +168,7 @@ def _gradients(rank: int) -> list[torch.nn.Parameter]:
         for shape, dtype in [
             ((3,), torch.float32),
             ((2, 2), torch.float32),
-            ((4,), torch.bfloat16),
+            ((1,), torch.bfloat16),
             ((5, 8), torch.float32),
         ]
     ]
@@ -190,9 +190,20 @@ def _two_ranks(rank: int, folder: str) -> None:
     ranks = common.init_ranks("cpu")
     assert ranks == Ranks(rank, rank, 2)
     assert common.init_ranks("cpu") == ranks  # joining twice is harmless
-    common.BUCKET_NUMBERS = 6
+    common.BUCKET_NUMBERS = 8
     params = _gradients(rank)
+    sent = []
+    all_reduce = torch.distributed.all_reduce
+
+    def spy(flat: torch.Tensor) -> None:
+        sent.append((flat.dtype, flat.numel()))
+        all_reduce(flat)
+
+    torch.distributed.all_reduce = spy  # type: ignore[assignment]
     common.average_gradients(params, ranks)
+    torch.distributed.all_reduce = all_reduce
+    # 3 and 4 numbers share a bucket of 8; another format and a large tensor each travel alone.
+    assert sent == [(torch.float32, 7), (torch.bfloat16, 1), (torch.float32, 40)]
     inputs = torch.tensor([[1, 2], [3, 4]]) + 10 * rank
     targets = torch.tensor([[0, 1], [2, -1]])
     bpb = evaluate_bpb(_stub_model, [(inputs, targets)], 0, torch.tensor([2, 3, 0]), ranks)

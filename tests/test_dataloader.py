@@ -365,3 +365,14 @@ def test_blocks_are_whole_windows_of_at_least_256_sequences() -> None:
         assert [block.first for block in blocks] == [
             sum(len(before.rows) for before in blocks[:place]) for place in range(len(blocks))
         ]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sequences"), [(2, [1]), (5, [1]), (6, [2]), (1024, [256]), (1025, [256]), (1026, [256, 1])]
+)
+def test_a_stream_may_end_with_a_block(tokens: int, sequences: list[int]) -> None:
+    flat = np.arange(tokens, dtype=np.int32)
+    blocks = list(dataloader._make_blocks(iter([(dataloader.Place(), flat)]), 4, 1, 0, 0))
+    assert [len(block.rows) for block in blocks] == sequences
+    targets = np.concatenate([block.rows[:, 1:].ravel() for block in blocks])
+    assert targets[targets >= 0].tolist() == list(range(1, tokens))
