@@ -1,0 +1,409 @@
+"""The eighteen functions a learner rewrites, as data: place in the book, reason, three hints each."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+PHASES = {
+    1: "Model initialization",
+    2: "Weight initialization",
+    3: "Forward pass",
+    4: "Optimization",
+    5: "Generation",
+}
+
+CHAPTERS = {
+    1: "10-the-parts-of-a-gpt.md",
+    2: "20-weight-initialization.md",
+    3: "30-the-forward-pass.md",
+    4: "40-optimization.md",
+    5: "50-generation.md",
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One function to write. `id` is its name in the file, such as "GPT.forward"."""
+
+    id: str
+    phase: int
+    title: str
+    fragment: str  # the block of the book that holds the book's version
+    why: str  # why training cannot go on without it
+    hints: tuple[str, str, str]  # a question, a pointer, the plan in words; none is the answer
+    questions: tuple[str, ...] = ()  # those of the twelve design questions that belong here
+    companions: tuple[str, ...] = ()  # functions that share attribute names with this one
+    tolerance: float = 2e-5  # largest accepted difference, relative to the largest number expected
+
+    @property
+    def chapter(self) -> str:
+        """File name of the chapter that explains the step."""
+        return CHAPTERS[self.phase]
+
+
+INITIALIZATION = (
+    Step(
+        id="GPTConfig",
+        phase=1,
+        title="Six integers that fix every shape",
+        fragment="describe-a-model",
+        why="Every other function asks the configuration for its sizes. The skeleton brings it complete.",
+        hints=(
+            "Which combinations of the six integers describe a model that nobody can build?",
+            "It is complete as it is. If this step fails, the class was changed: compare it with the "
+            "chapter.",
+            "refuse any size below one; refuse a width the heads do not divide; refuse query heads that the "
+            "key-value heads do not divide; refuse an odd head size; offer the head size as a property",
+        ),
+    ),
+    Step(
+        id="GPT.__init__",
+        phase=1,
+        title="Model architecture setup",
+        fragment="gpt-init",
+        why="Training begins by building the model: without it there is nothing to run, count or save.",
+        hints=(
+            "Which parts of the model learn, which are fixed tables, and how does PyTorch tell them apart?",
+            "Checkpoints know the parts as transformer.wte, transformer.h and lm_head. The tables follow "
+            "from the configuration, so nobody should train or save them: read how register_buffer can "
+            "leave them out.",
+            "keep the configuration\nmake the trunk: an embedding of V rows, and a list of L blocks, each "
+            "told its number\nmake the head: C to V, no bias, a matrix of its own\nask for the two tables, "
+            "ten times as long as the training length\nregister them as buffers that are not saved",
+        ),
+        questions=(
+            "Why untie embedding and lm_head weights?",
+            "Why are rotary embeddings registered as buffers not parameters?",
+        ),
+        companions=("GPT.init_weights", "GPT.forward", "GPT.get_device", "GPT.estimate_flops", "GPTConfig"),
+    ),
+    Step(
+        id="GPT._precompute_rotary_embeddings",
+        phase=1,
+        title="Rotary embedding tables",
+        fragment="precompute-rotary-embeddings",
+        why="GPT.__init__ asks for the tables of cosines and sines while it builds the model.",
+        hints=(
+            "By how many radians does pair i turn from one position to the next?",
+            "Pair 0 turns by one radian a position, and each pair slower than the one before. An outer "
+            "product of positions and speeds gives every angle. Mind where you round, and which axes must "
+            "broadcast.",
+            "speeds: base to the power of minus (even channel number / head size), in float32\npositions: "
+            "0, 1, 2 …\nangles: every position times every speed\ncosine and sine, only then rounded to "
+            "bfloat16\nshape: one, positions, one, pairs",
+        ),
+        tolerance=2**-8,
+        questions=("Why use bfloat16 for embeddings and rotary cache?",),
+    ),
+    Step(
+        id="Block.__init__",
+        phase=1,
+        title="Transformer block",
+        fragment="block-init",
+        why="GPT.__init__ makes one block for each layer.",
+        hints=(
+            "Which two things happen in a block, and which of them needs to know the number of its layer?",
+            "Checkpoints know the two parts as attn and mlp. The norms of this model learn nothing.",
+            "make the attention from the configuration and the layer's number\nmake the MLP from the "
+            "configuration",
+        ),
+        companions=("Block.forward",),
+    ),
+    Step(
+        id="CausalSelfAttention.__init__",
+        phase=1,
+        title="Attention layer",
+        fragment="attention-init",
+        why="Each block makes one attention layer.",
+        hints=(
+            "How tall is the matrix that makes the keys, when there are fewer key heads than query heads?",
+            "Four matrices: c_q, c_k, c_v, c_proj. Queries and output are C wide; keys and values have "
+            "H_kv heads of the same head size. The cache will ask which layer is calling.",
+            "remember the layer's number, both head counts and the head size\nc_q: C to C\nc_k and c_v: C to "
+            "key-value heads times head size\nc_proj: C to C\nno biases",
+        ),
+        questions=("What's the advantage of Multi-Query Attention?",),
+        companions=("CausalSelfAttention.forward", "GPTConfig"),
+    ),
+    Step(
+        id="MLP.__init__",
+        phase=1,
+        title="Feed-forward network",
+        fragment="mlp-init",
+        why="Each block makes one MLP.",
+        hints=(
+            "How wide is the middle of the MLP, counted in widths of the model?",
+            "Two matrices, c_fc and c_proj: up to four times the width, and back.",
+            "c_fc: C to four times C\nc_proj: back\nno biases",
+        ),
+        questions=("What's the advantage of no bias in linear layers?",),
+        companions=("MLP.forward", "GPTConfig"),
+    ),
+    Step(
+        id="GPT.init_weights",
+        phase=2,
+        title="Initialize all weights",
+        fragment="init-weights",
+        why="The model was built without values; what its memory holds now is left over from something else.",
+        hints=(
+            "What should the model predict before it has seen anything, and which matrices must be zero "
+            "for that?",
+            "Three things: draw every module's weights (Module.apply walks them all), silence what writes "
+            "into the stream and the head, and fill the tables, because a model from the meta device has "
+            "empty ones.",
+            "apply _init_weights to every module\nzero the head\nfor every block, zero both "
+            "c_proj\ncompute the tables again, full length, on the device where the weights are\non CUDA "
+            "only, turn the embedding to bfloat16",
+        ),
+        companions=("GPT.__init__", "GPT._init_weights"),
+    ),
+    Step(
+        id="GPT._init_weights",
+        phase=2,
+        title="Initialize one module",
+        fragment="init-one-module",
+        why="init_weights hands it every module, to draw that module's weights.",
+        hints=(
+            "If every input has size 1, how large is a sum of fan_in of them with random signs?",
+            "Two kinds of modules have weights. A Linear's spread shrinks with the root of its fan-in, and "
+            "once more if it has fewer outputs than inputs. Linear stores its weight as (out, in).",
+            "if Linear: normal noise; standard deviation one over root fan-in, times the root of (fan-out "
+            "/ fan-in) where that is below one\nif Embedding: normal noise of standard deviation "
+            "one\nanything else: leave",
+        ),
+        companions=("GPT.init_weights",),
+        tolerance=1e-3,
+    ),
+)
+
+
+FORWARD = (
+    Step(
+        id="norm",
+        phase=3,
+        title="RMS normalization",
+        fragment="norm",
+        why="It is the first thing that happens to the embedded tokens, and to the input of every layer.",
+        hints=(
+            "After norm, what is the mean of the squares of one position's channels?",
+            "Nothing is learned and no mean is subtracted. Each vector along the last axis is divided by "
+            "one number.",
+            "mean of the squares over the last axis, that axis kept\nadd a tiny number, so that zeros stay "
+            "zeros\ndivide by the root",
+        ),
+        tolerance=2e-5,
+    ),
+    Step(
+        id="apply_rotary_emb",
+        phase=3,
+        title="Rotary embeddings",
+        fragment="apply-rotary-emb",
+        why=(
+            "Attention turns its queries and keys before it compares them; without that it cannot tell order."
+        ),
+        hints=(
+            "Which two channels form a pair here, and does the angle of a position turn them forwards or "
+            "backwards?",
+            "Channel i is paired with channel i + D/2. Write the 2x2 matrix of a turn by minus the angle, "
+            "once.",
+            "split the last axis into a first and a second half\nnew first half: from both, with cosine "
+            "and sine\nnew second half: from both, with one sign changed so that lengths stay\nput them "
+            "together, in x's dtype",
+        ),
+    ),
+    Step(
+        id="CausalSelfAttention.forward",
+        phase=3,
+        title="Attention computation",
+        fragment="attention-forward",
+        why="It is the only place where one position reads another.",
+        hints=(
+            "Which positions may position t read, and does that change when the past comes out of a cache?",
+            "Order: project, split into heads, rotate and norm queries and keys, heads before positions, "
+            "store in the cache, attend, heads back together, mix. With a cache there are more keys than "
+            "queries: query i of T sees all but the last T - 1 - i keys. scaled_dot_product_attention "
+            "scales by itself.",
+            "q, k, v: project x and split the channels into heads\nrotate q and k, then norm q and k\nmove "
+            "heads in front of positions\nif there is a cache: hand k and v over under this layer's "
+            "number, take all back\nmask: as many keys as queries: causal; one query: none; else the past "
+            "whole, the chunk causal\nattend, neighbouring query heads sharing a key head\nmove heads "
+            "back, flatten, mix",
+        ),
+        questions=("What does QK normalization prevent?",),
+        companions=("CausalSelfAttention.__init__",),
+    ),
+    Step(
+        id="MLP.forward",
+        phase=3,
+        title="Feed-forward computation",
+        fragment="mlp-forward",
+        why="After attention has brought things together, each position works on them alone.",
+        hints=(
+            "What is the output for a hidden channel of -3? Of 3?",
+            "The bend sits between the two matrices. It cuts first, then squares.",
+            "widen\ncut the negative\nsquare\nnarrow",
+        ),
+        questions=("Why use relu^2 instead of regular relu or GELU?",),
+        companions=("MLP.__init__",),
+    ),
+    Step(
+        id="Block.forward",
+        phase=3,
+        title="Transformer block",
+        fragment="block-forward",
+        why="GPT.forward sends the stream through every block.",
+        hints=(
+            "If attention and MLP both gave zeros, what should a block return?",
+            "Each part reads a normed copy of the stream and adds to the stream itself. The second part "
+            "reads what the first has written.",
+            "add to x: the attention of normed x, with tables and cache handed on\nadd to that: the MLP of "
+            "that, normed",
+        ),
+        companions=("Block.__init__",),
+    ),
+    Step(
+        id="GPT.forward",
+        phase=3,
+        title="Full model forward pass",
+        fragment="gpt-forward",
+        why="The training loop calls it for every batch; everything before was for this.",
+        hints=(
+            "A cache holds five positions and one token arrives. Which row of the tables belongs to it?",
+            "Norm twice outside the blocks: after the embedding and before the head. Scores are bounded "
+            "before they are shown and before the loss. Targets of -1 ask for nothing, and are not counted "
+            "either.",
+            "start: 0, or what the cache already holds; refuse to go past the tables\nrows of both tables "
+            "from start on, as many as tokens\nembed, norm\nevery block, with rows and cache\nnorm\nwith "
+            "targets: softcapped cross-entropy with the reduction asked for\nwithout: scores of the head "
+            "in float32, softcapped",
+        ),
+        questions=(
+            "Why normalize after embedding instead of before?",
+            "What does softcapping prevent?",
+            "How does gradient accumulation simulate larger batches?",
+        ),
+        companions=("GPT.__init__",),
+    ),
+)
+
+
+TRAINING_AND_GENERATION = (
+    Step(
+        id="GPT.setup_optimizers",
+        phase=4,
+        title="Muon and AdamW optimizers",
+        fragment="setup-optimizers",
+        why="Gradients alone change nothing: the training loop asks who will apply them, and how strongly.",
+        hints=(
+            "Which weights are matrices between two layers, and which are tables with one row per token?",
+            "Three groups, two optimizers. The two rates of AdamW were found at width 768: a narrower "
+            "model takes larger ones. Schedules multiply initial_lr, so every group must carry it.",
+            "factor: (width / 768) to the power of minus one half\nAdamW, betas 0.8 and 0.95, eps 1e-10: "
+            "the head at unembedding_lr times factor, the embedding at embedding_lr times factor, weight "
+            "decay as given\nMuon: every matrix of the blocks at matrix_lr, momentum 0.95\nwrite each "
+            "group's rate into its initial_lr\nreturn AdamW, then Muon",
+        ),
+        questions=(
+            "Why do embeddings need a different optimizer than matrices?",
+            "How does the learning rate scaling formula work?",
+        ),
+        companions=("GPT.__init__",),
+        tolerance=1e-4,
+    ),
+    Step(
+        id="GPT.get_device",
+        phase=4,
+        title="Device of the weights",
+        fragment="get-device",
+        why="init_weights and generate must make their tensors where the weights are.",
+        hints=(
+            "A model was moved to a GPU. Who knows?",
+            "The machine's best device says nothing about this model. A tensor knows where it lives.",
+            "take a weight of the model\nreturn its device",
+        ),
+        companions=("GPT.__init__",),
+    ),
+    Step(
+        id="GPT.estimate_flops",
+        phase=4,
+        title="Operations per token",
+        fragment="estimate-flops",
+        why="The training loop asks before its first step: it prints how much of the machine is used.",
+        hints=(
+            "How many multiplications and additions does one weight of a matrix cost in the forward pass? "
+            "And in the backward pass?",
+            "Every weight that multiplies counts six times. Looking a row up multiplies nothing. Attention "
+            "compares each token with T others, without weights.",
+            "weights: all parameters but the token embedding's\nsix for each weight\nfor each layer, "
+            "twelve times width times training length\nadd",
+        ),
+        companions=("GPT.__init__",),
+        tolerance=1e-6,
+    ),
+    Step(
+        id="GPT.generate",
+        phase=5,
+        title="Autoregressive sampling",
+        fragment="generate",
+        why="Training works without it. Without it nobody can read what the model has learned.",
+        hints=(
+            "The model gives a score for every token at every position. Which position's scores choose the "
+            "next token?",
+            "No cache: the whole sequence is run for each new token. The random numbers come from a "
+            "generator of this call's own, made once, so that a seed repeats a text and training is not "
+            "disturbed.",
+            "refuse an empty prompt\na generator with the seed, on the model's device\nrepeat max_tokens "
+            "times: run the sequence; take the last position's scores; choose by temperature and top_k; "
+            "append; yield as int",
+        ),
+        companions=("GPT.__init__", "GPT.get_device"),
+        tolerance=1e-4,
+    ),
+)
+
+
+STEPS = (*INITIALIZATION, *FORWARD, *TRAINING_AND_GENERATION)
+
+
+def step_named(name: str) -> Step:
+    """The step with this id; case and a missing class are forgiven where one step fits. Raises KeyError."""
+    for step in STEPS:
+        if step.id == name:
+            return step
+    wanted = name.lower().removesuffix("()")
+    fitting = [s for s in STEPS if wanted in (s.id.lower(), s.id.lower().rsplit(".", 1)[-1])]
+    if len(fitting) != 1:
+        raise KeyError(name)
+    return fitting[0]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading of the book, and the line (from 1) at which a step's block opens below it."""
+
+    path: Path
+    heading: str
+    line: int
+
+    @property
+    def anchor(self) -> str:
+        """The heading as the end of a link, as forges and MkDocs make it."""
+        kept = re.sub(r"[^\w\- ]", "", self.heading.lower())
+        return re.sub(r"[ ]", "-", kept.strip())
+
+
+def section_of(step: Step, lit: Path) -> Section | None:
+    """Where the book in folder lit explains a step; None if it has no block of that name (any more)."""
+    path = lit / step.chapter
+    if not path.exists():
+        return None
+    heading, fence = step.title, re.compile(rf"\s*```\w+ +#{re.escape(step.fragment)}(\s|$)")
+    inside = False
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if fence.match(line):
+            return Section(path, heading, number)
+        if line.lstrip().startswith("```"):
+            inside = not inside
+        elif not inside and line.startswith("#"):
+            heading = line.lstrip("#").strip()
+    return None

@@ -1,0 +1,42 @@
+"""Files as a learner might leave them: the book's model with functions replaced."""
+
+import textwrap
+from pathlib import Path
+
+from nanochat.learning.hybrid import BOOK_PATH, Source, read_source
+from nanochat.learning.judge import Verdict, judge_here
+from nanochat.learning.mistakes import Mistake, make
+from nanochat.learning.steps import step_named
+
+BOOK = read_source(BOOK_PATH)
+
+
+def with_function(step_id: str, text: str, source: Source = BOOK, top: str = "") -> Source:
+    """The file with one function written as in `text`, and `top` after the imports."""
+    first, last = source.segment(step_id)
+    lines = source.text.split("\n")
+    indent = "    " if "." in step_id else ""
+    lines[first - 1 : last] = textwrap.indent(textwrap.dedent(text).strip("\n"), indent).split("\n")
+    if top:
+        at = next(i for i, line in enumerate(lines) if line.startswith("SOFTCAP"))
+        lines[at + 1 : at + 1] = textwrap.dedent(top).strip("\n").split("\n")
+    return Source("workshop/normans_gpt.py", "\n".join(lines))
+
+
+def with_mistakes(mistakes: list[Mistake], source: Source = BOOK) -> Source:
+    """The file with one mistake in each of several functions."""
+    for mistake in mistakes:
+        source = make((mistake,), source)
+    return Source("workshop/normans_gpt.py", source.text)
+
+
+def verdict_on(source: Source, step_id: str) -> Verdict:
+    """Judged in this process."""
+    return judge_here(BOOK, source, step_named(step_id))
+
+
+def written(folder: Path, source: Source) -> Path:
+    """The file on disk."""
+    path = folder / "normans_gpt.py"
+    path.write_text(source.text, encoding="utf-8")
+    return path
