@@ -48,7 +48,7 @@ serve: book-environment ## read the book in a browser, following every change
 	@NO_MKDOCS_2_WARNING=1 .venv-book/bin/python -m mkdocs serve
 
 site: book-environment ## build the book as a web site in site/
-	@NO_MKDOCS_2_WARNING=1 .venv-book/bin/python -m mkdocs --quiet build --strict
+	@NO_MKDOCS_2_WARNING=1 .venv-book/bin/python -m mkdocs build --strict
 	@echo "site/index.html is the book"
 
 clean: ## remove caches and the built site; keeps environments, data and everything trained
