@@ -40,7 +40,8 @@ from nanochat.learning.probes import PROBES, Near, Raised, Seen, observe
 from nanochat.learning.steps import STEPS, Step, step_named
 
 START_LIMIT = 120.0  # seconds a worker may take to import torch
-SEARCH_LIMIT = 8.0  # seconds to spend on finding a mistake's name
+SEARCH_LIMIT = 4.0  # seconds to spend on pairs of mistakes
+ANSWER_LIMIT = 120.0  # seconds after the learner's code has run in which the worker must have answered
 MEMORY_LIMIT = 8 * 2**30  # bytes a worker may fill
 
 
@@ -267,12 +268,12 @@ def name_the_mistake(book: Source, step: Step, evidence: Evidence) -> tuple[Mist
 
     Where exceptions are part of the evidence, a mistake that raises them in the same words is preferred.
     """
-    until = time.monotonic() + SEARCH_LIMIT
     known = mistakes_of(step.id)
     for candidates in (((one,) for one in known), combinations(known, 2)):
+        until = time.monotonic() + SEARCH_LIMIT
         similar: tuple[Mistake, ...] = ()
         for candidate in candidates:
-            if time.monotonic() > until:
+            if len(candidate) > 1 and time.monotonic() > until:
                 break
             try:
                 likeness = _likeness(book, step, evidence, remember(book, candidate))
@@ -575,7 +576,7 @@ class Judge:
                 return _error(step, f"the judge's own process does not start: {words.strip()[-500:]}")
         sources = {"book": (book.path, book.text), "learner": (learner.path, learner.text)}
         self._worker.ask({**sources, "step": step.id, "time_limit": self.time_limit})
-        answer = self._worker.hear(self.time_limit + 4 * SEARCH_LIMIT)
+        answer = self._worker.hear(self.time_limit + ANSWER_LIMIT)
         if answer is not None:
             return Verdict(**answer)
         with contextlib.suppress(subprocess.TimeoutExpired):
