@@ -239,7 +239,7 @@ def keep_freed_memory() -> None:
         return
 
 
-COMPILING_PAYS_AFTER = 600.0  # seconds of training on a CPU
+COMPILING_PAYS_AFTER = 120.0  # seconds of training on a CPU
 
 
 def compile_blocks(model: GPT) -> None:

