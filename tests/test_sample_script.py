@@ -197,3 +197,15 @@ def test_wrong_flags_do_not_wait_for_torch(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(Engine, "__init__", engine)
     assert sample(monkeypatch, "--top_k=-3") == 2
+
+
+def test_a_new_document_ends_the_text(
+    run: GPT, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At a temperature that makes all tokens alike, the one that ends a text soon comes."""
+    for seed in range(99):
+        tokens = list(run.generate([tokenizer.bos], 60, 100.0, seed=seed))
+        if tokenizer.bos in tokens:
+            break
+    assert sample(monkeypatch, f"--seed={seed}", "--max_tokens=60", "--temperature=100", "--top_k=0") == 0
+    assert capsys.readouterr().out == tokenizer.decode(tokens[: tokens.index(tokenizer.bos)]) + "\n"
