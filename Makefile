@@ -5,7 +5,7 @@
 # Another Python than the one found: make TARGET PYTHON=/path/to/python, or PYTHON_BOOK=… for the second.
 
 .DEFAULT_GOAL := help
-.PHONY: help train test tangle check watch where bench gpu serve site clean environment book-environment \
+.PHONY: help train learn test tangle check watch where bench gpu serve site clean environment book-environment \
 	tangle-if-possible check-if-possible
 
 # A Python of any age that runs. (pyenv's python3 is on the PATH even where it does not.)
@@ -20,7 +20,11 @@ help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 train: environment tangle-if-possible ## train a small GPT in five minutes and read what it writes
-	@.venv/bin/python -m scripts.quickstart
+	@.venv/bin/python -m scripts.quickstart $(if $(GPT),--gpt=$(GPT))
+
+# Status 1 means that something is missing, which is what this command is for; make would call it an error.
+learn: environment ## rewrite the model yourself: copy the skeleton, run it up to the first gap, say what to write
+	@.venv/bin/python -m scripts.learn run || test $$? = 1
 
 test: environment check-if-possible ## everything that CI does: drift, lint, types, tests
 	@.venv/bin/python -m pytest tests

@@ -35,6 +35,7 @@ class TrainConfig:
     dtype: str = flag("auto", "format of matrix products", choices=("auto", "bfloat16", "float32"))
     compile: str = flag("auto", "compile the blocks, or let it depend", choices=("auto", "true", "false"))
     # the model
+    gpt: str = flag("book", "whose model: book, mine (workshop/), reference, or the path of a .py file")
     depth: int = flag(20, "number of blocks; the width follows from it")
     max_seq_len: int = flag(2048, "T, tokens in a sequence")
     n_embd: int = flag(0, "C, the width (0: 64 * depth)")

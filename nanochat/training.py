@@ -44,7 +44,8 @@ from nanochat.dataloader import TokenLoader
 from nanochat.engine import Engine
 from nanochat.loss import compile_kernel
 from nanochat.loss_eval import evaluate_bpb
-from nanochat.normans_gpt import GPT, GPTConfig
+from nanochat.models import choose_gpt, load_gpt
+from nanochat.normans_gpt import GPT
 from nanochat.run_log import RunLog, plot_metrics
 from nanochat.tokenizer import Tokenizer
 from nanochat.train_config import TrainConfig, accumulation_steps, evaluation_steps, model_shape
@@ -406,10 +407,10 @@ def refuse_another_model(
         if value != saved.meta["model"][name]
     ]
     if not differing:
-        wanted = saved.meta["config"]
+        wanted = {"gpt": "book", **saved.meta["config"]}
         differing = [
             f"--{name} is {getattr(config, name)} here and {wanted[name]} there"
-            for name in ("data", "seed", "shuffle_window")
+            for name in ("gpt", "data", "seed", "shuffle_window")
             if getattr(config, name) != wanted[name]
         ]
     if not differing and tokenizer.fingerprint() != saved.meta["tokenizer"]:
@@ -472,8 +473,10 @@ def training_run(config: TrainConfig, tokenizer: Tokenizer, ranks: Ranks, signal
     if device.type == "cpu":
         keep_freed_memory()
     shape = model_shape(config, tokenizer.vocab_size)
+    whose = choose_gpt(config.gpt).record()
+    chosen = load_gpt(config.gpt)
     with torch.device("meta"):
-        model = GPT(GPTConfig(**shape))
+        model: GPT = chosen.GPT(chosen.GPTConfig(**shape))
     model.to_empty(device=device)
     model.init_weights()
     optimizers = model.setup_optimizers(
@@ -517,6 +520,7 @@ def training_run(config: TrainConfig, tokenizer: Tokenizer, ranks: Ranks, signal
         progress.records = log.records
         meta = {
             "config": asdict(config),
+            "gpt": whose,
             "model": shape,
             "tokenizer": tokenizer.fingerprint(),
             "parameters": parameters,

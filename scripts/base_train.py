@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from nanochat.common import run_program
 from nanochat.flags import parse_flags
+from nanochat.learning.gaps import gaps_explained
+from nanochat.models import choose_gpt
 from nanochat.train_config import TrainConfig, open_tokenizer
 
 if TYPE_CHECKING:
@@ -17,10 +19,12 @@ __all__ = ["TrainConfig", "main", "train"]
 
 def train(config: TrainConfig) -> Result:
     """Train as `config` says; everything that can be refused is refused before PyTorch is imported."""
+    choose_gpt(config.gpt)
     tokenizer = open_tokenizer(config)
     from nanochat import training
 
-    return training.train(config, tokenizer)
+    with gaps_explained(config.gpt):
+        return training.train(config, tokenizer)
 
 
 def main() -> None:

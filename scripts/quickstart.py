@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from nanochat.common import UserError, print0, run_program
 from nanochat.dataset import corpus_folder, documents, parquet_files, prepare_sotu
 from nanochat.flags import parse_flags
+from nanochat.models import choose_gpt
 from nanochat.run_log import read_metrics
 from nanochat.tokenizer import Tokenizer, tokenizer_folder
 from nanochat.train_config import TrainConfig
@@ -84,6 +85,7 @@ class QuickConfig:
     """The flags of scripts.quickstart."""
 
     seconds: float = field(default=268.0, metadata={"help": "how long all of it may take"})
+    gpt: str = field(default="book", metadata={"help": "whose model: book, mine, reference, or a file"})
     data: str = field(default="", metadata={"help": "corpus (without: sotu; on CUDA fineweb, if there)"})
     device_type: str = field(default="", metadata={"help": "cuda, mps or cpu (without: what there is)"})
     prepare_only: bool = field(default=False, metadata={"help": "prepare corpus and tokenizer, then stop"})
@@ -130,6 +132,7 @@ def training_flags(config: QuickConfig, preset: Preset, data: str, time_left: fl
     """The configuration of scripts.base_train for this preset, this corpus and this many seconds."""
     return TrainConfig(
         **asdict(preset),
+        gpt=config.gpt,
         data=data,
         device_type=config.device_type,
         time_limit=time_left,
@@ -167,6 +170,7 @@ def main() -> None:
     """Prepare, train, say what happened."""
     began = time.perf_counter()
     config = parse_flags(QuickConfig, sys.argv[1:], "python -m scripts.quickstart", "Train a small GPT.")
+    choose_gpt(config.gpt)
     preset, data = choose(config)
     prepare_corpus(data)
     tokenizer = prepare_tokenizer(data, preset.vocab_size)

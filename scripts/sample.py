@@ -25,6 +25,7 @@ class SampleConfig:
     """The flags of scripts.sample."""
 
     run: str = field(default="latest", metadata={"help": "the run's tag, such as d4"})
+    gpt: str = field(default="", metadata={"help": "whose model computes (without: the one that trained)"})
     prompt: str = field(default="", metadata={"help": "text to continue (without: begin a document)"})
     max_tokens: int = field(default=256, metadata={"help": "tokens to add at most"})
     temperature: float = field(default=0.8, metadata={"help": "0 takes the likeliest token, 1 samples as is"})
@@ -40,12 +41,15 @@ class SampleConfig:
                 raise UserError(f"--{name}={value}: must be at least {least}")
 
 
-def load_model(tag: str, device: torch.device) -> tuple[GPT, Tokenizer]:
-    """The newest good checkpoint of a run, and its tokenizer. Raises UserError if they are not there."""
+def load_model(tag: str, device: torch.device, gpt: str = "") -> tuple[GPT, Tokenizer]:
+    """The newest good checkpoint of a run, in the model it was trained with or another, and its tokenizer.
+
+    Raises UserError if they are not there.
+    """
     import torch
 
     from nanochat.checkpoint_manager import find_run, load_checkpoint
-    from nanochat.normans_gpt import GPT, GPTConfig
+    from nanochat.models import load_gpt
     from nanochat.tokenizer import Tokenizer
 
     folder = find_run(tag)
@@ -53,8 +57,9 @@ def load_model(tag: str, device: torch.device) -> tuple[GPT, Tokenizer]:
     tokenizer = Tokenizer.load(folder / "tokenizer")
     if tokenizer.fingerprint() != checkpoint.meta["tokenizer"]:
         raise UserError(f"{folder / 'tokenizer'} is not the one this model was trained with; restore it")
+    chosen = load_gpt(gpt or checkpoint.meta.get("gpt", {"name": "book"})["name"])
     with torch.device("meta"):
-        model = GPT(GPTConfig(**checkpoint.meta["model"]))
+        model: GPT = chosen.GPT(chosen.GPTConfig(**checkpoint.meta["model"]))
     model.to_empty(device=device)
     model.init_weights()  # for the rotary tables, which no checkpoint holds
     model.load_state_dict(checkpoint.model)
@@ -103,7 +108,7 @@ def main() -> None:
     """Load the run the flags name and print what it writes."""
     config = parse_flags(SampleConfig, sys.argv[1:], "python -m scripts.sample", "Let a model write.")
     device = pick_device(config.device_type)
-    model, tokenizer = load_model(config.run, device)
+    model, tokenizer = load_model(config.run, device, config.gpt)
     from nanochat.engine import Engine
 
     count = config.num_samples

@@ -40,3 +40,12 @@ def written(folder: Path, source: Source) -> Path:
     path = folder / "normans_gpt.py"
     path.write_text(source.text, encoding="utf-8")
     return path
+
+
+def write_from_the_book(text: str, step_id: str) -> str:
+    """A learner's file with one function as the book has it."""
+    learner = Source("workshop/normans_gpt.py", text)
+    (first, last), (start, end) = learner.segment(step_id), BOOK.segment(step_id)
+    lines = text.split("\n")
+    lines[first - 1 : last] = BOOK.text.split("\n")[start - 1 : end]
+    return "\n".join(lines)

@@ -1,0 +1,114 @@
+"""Choose whose GPT is built: the book's, the learner's, a reference, or any file's. Imports no PyTorch."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from nanochat.common import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILT_IN = {"book": "normans_gpt", "reference": "reference"}  # name: module in nanochat/
+
+
+def workshop_folder() -> Path:
+    """Where the learner's file lives: $NANOCHAT_WORKSHOP, or workshop/ beside the book."""
+    chosen = os.environ.get("NANOCHAT_WORKSHOP")
+    return Path(chosen).expanduser() if chosen else ROOT / "workshop"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Whose model: the name as given to --gpt, and the file it stands for."""
+
+    name: str
+    path: Path
+
+    def record(self) -> dict[str, str]:
+        """What a checkpoint keeps of it: the name, and the checksum of the file as it was."""
+        return {"name": self.name, "sha256": hashlib.sha256(self.path.read_bytes()).hexdigest()}
+
+
+def choose_gpt(name: str) -> Choice:
+    """The file that --gpt names. Raises UserError if there is none, or if it is no model. Imports nothing."""
+    if name in BUILT_IN:
+        path = ROOT / "nanochat" / f"{BUILT_IN[name]}.py"
+    elif name == "mine":
+        path = workshop_folder() / "normans_gpt.py"
+    elif name.endswith(".py") or os.sep in name:
+        path = Path(name).expanduser()
+    else:
+        names = (*BUILT_IN, "mine")
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"--gpt={name} is none of {', '.join(names)}, and no path of a .py file{hint}")
+    if not path.is_file():
+        advice = "make learn puts a skeleton there" if name == "mine" else "give the path of a file"
+        raise UserError(f"--gpt={name}: {shown(path)} does not exist; {advice}")
+    refuse_what_is_no_model(path)
+    return Choice(name, path.absolute())
+
+
+def refuse_what_is_no_model(path: Path) -> None:
+    """Raise UserError unless the file can be parsed and defines, or imports, GPT and GPTConfig."""
+    try:
+        tree = ast.parse(path.read_bytes(), filename=str(path))
+    except SyntaxError as error:
+        text = f" ({error.text.strip()})" if error.text else ""
+        raise UserError(
+            f"{shown(path)}:{error.lineno}: Python cannot read this line{text}: {error.msg}"
+        ) from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{shown(path)} is not a Python file: {error}") from None
+    names = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+    missing = [name for name in ("GPT", "GPTConfig") if name not in names]
+    if missing:
+        raise UserError(
+            f"{shown(path)} has no {' and no '.join(missing)}; its classes are "
+            f"{', '.join(sorted(names)) or 'none'}. A model file needs both, as in skeleton/normans_gpt.py"
+        )
+
+
+def shown(path: Path) -> str:
+    """A path as a person would type it: relative, where it lies below the current folder."""
+    with contextlib.suppress(ValueError):
+        return str(path.resolve().relative_to(Path.cwd().resolve()))
+    return str(path)
+
+
+def load_gpt(name: str) -> ModuleType:
+    """The module that --gpt names, with GPT and GPTConfig. Raises UserError if it cannot be imported."""
+    choice = choose_gpt(name)
+    if name in BUILT_IN:
+        return importlib.import_module(f"nanochat.{BUILT_IN[name]}")
+    return import_file(choice.path)
+
+
+def import_file(path: Path) -> ModuleType:
+    """Run a file as a fresh module. Raises UserError, naming the line, for whatever goes wrong in it."""
+    spec = importlib.util.spec_from_file_location("gpt_from_a_file", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        place = f"{shown(path)}:{lines[-1]}" if lines else shown(path)
+        raise UserError(f"{place}: importing the file ends in {type(error).__name__}: {error}") from error
+    return module

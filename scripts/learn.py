@@ -1,0 +1,525 @@
+"""Rewrite the GPT function by function: python -m scripts.learn --help lists the commands."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import json
+import re
+import sys
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from nanochat.common import UserError, run_program, write_atomically
+from nanochat.learning.gaps import Frame, explain_gap
+from nanochat.learning.hybrid import BOOK_PATH, Source, Unjudgeable, read_source
+from nanochat.learning.progress import SKELETON, Milestone, Verdict, Workshop
+from nanochat.learning.report import PROMPT, Rehearsal, Report
+from nanochat.learning.steps import PHASES, STEPS, Step, section_of
+from nanochat.models import ROOT, shown, workshop_folder
+
+if TYPE_CHECKING:
+    from nanochat.learning.judge import Judge
+
+
+def select(text: str) -> list[Step]:
+    """The steps that a word means: an id, its last part, a class, a number or a phase. Raises UserError."""
+    wanted = text.strip().lower().removesuffix("()")
+    if wanted.isdecimal() and 1 <= int(wanted) <= len(STEPS):
+        return [STEPS[int(wanted) - 1]]
+    if phase := re.fullmatch(r"phase[ _=-]?(\d)", wanted):
+        found = [step for step in STEPS if step.phase == int(phase[1])]
+    else:
+        found = [s for s in STEPS if s.id.lower() == wanted]
+        found = found or [s for s in STEPS if wanted in s.id.lower().split(".")]
+        found = found or [s for s in STEPS if len(wanted) > 2 and wanted in s.id.lower()]
+    if found:
+        return found
+    words = [word for step in STEPS for word in (step.id, *re.findall("[A-Z]?[a-z]+|[A-Z]+", step.id))]
+    lower = {word.lower(): word for word in words}
+    near = difflib.get_close_matches(wanted, lower, n=1)
+    hint = f"; did you mean {lower[near[0]]}?" if near else ""
+    raise UserError(
+        f"there is no step {text!r}{hint} (a step is a name such as GPT.forward or forward, a number from "
+        f"1 to {len(STEPS)}, or phase1 to phase{len(PHASES)})"
+    )
+
+
+def select_one(text: str) -> Step:
+    """The step that a word means. Raises UserError if there are several."""
+    found = select(text)
+    if len(found) > 1:
+        raise UserError(
+            f"{text} is {len(found)} steps: {', '.join(step.id for step in found)}. Name one of them"
+        )
+    return found[0]
+
+
+WIDTH = 100
+
+
+def paragraph(text: str | None, indent: str = "        ") -> list[str]:
+    """A text as indented lines; its own line breaks are kept."""
+    lines = [
+        line
+        for part in (text or "").splitlines()
+        for line in textwrap.wrap(part, WIDTH - len(indent)) or [""]
+    ]
+    return [indent + line for line in lines]
+
+
+def describe_verdict(verdict: Verdict, file: Path) -> str:
+    """What the judge said about one step: one line, and what explains it below."""
+    line = f", {shown(file)}:{verdict['line']}" if verdict.get("line") else ""
+    head = f"{verdict['status']:<7} {verdict['step']}"
+    if verdict["status"] == "passed":
+        lines = [head, *paragraph(verdict.get("remark"))]
+    elif verdict["status"] == "todo":
+        lines = [head + line]
+    else:
+        lines = [f"{head}{line}: {verdict['summary'].removeprefix(verdict['step']).strip()}"]
+        for part in ("explanation", "difference", "next"):
+            lines += paragraph(verdict.get(part))
+    if verdict.get("printed"):
+        lines += ["        it printed:", *paragraph(verdict["printed"], "        | ")]
+    return "\n".join(lines)
+
+
+def describe_report(report: Report, file: Path) -> str:
+    """What a rehearsal came to: the gap, the exception, or the training that went well."""
+    source = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    if report.stopped == "gap" and report.place:
+        return explain_gap(report.says, Frame(*report.place), file)
+    if report.stopped == "unreadable":
+        return f"stopped    {report.says}"
+    if report.stopped:
+        lines = [f"stopped    {report.says}"]
+        if report.place:
+            function, line = report.place
+            lines.append(f"  in         {function}, {shown(file)}:{line}")
+            if line <= len(source):
+                lines.append(f"             {source[line - 1].strip()}")
+            if callers := [f"{name}:{at}" for name, at in reversed(report.frames[:-1])]:
+                lines.append(f"  called by  {', '.join(callers[:6])}")
+        lines.append("  next       python -m scripts.learn check")
+        return "\n".join(lines)
+    first, last = report.losses[0], sum(report.losses[-5:]) / 5
+    return f"""trained    {len(report.losses)} steps; the loss went from {first:.3f} to {last:.3f} nats a byte
+wrote      {report.text!r} after {PROMPT!r}
+compared   {report.agreement or "the losses are not the book's: python -m scripts.learn check"}"""
+
+
+WHAT_NEXT = """
+Every function is written, and training runs to its end. What comes next:
+  python -m scripts.learn check                       each function on its own, against the book's
+  make train GPT=mine                                 five minutes on real text, with samples at the end
+  bash scripts/local_cpu_own_gpt_transformer.sh       one step of the real program
+  python -m scripts.base_train --gpt=mine --help      everything else"""
+
+
+def describe_standing(standing: dict[str, Verdict | None], milestones: list[Milestone], file: Path) -> str:
+    """The five phases, the eighteen steps and the nine milestones."""
+    lines = []
+    for phase, title in PHASES.items():
+        steps = [step for step in STEPS if step.phase == phase]
+        states = {step.id: (standing[step.id] or {"status": "not checked"}) for step in steps}
+        done = sum(state["status"] == "passed" for state in states.values())
+        lines += ["", f"Phase {phase}: {title} ({done} of {len(steps)})"]
+        for step in steps:
+            state = states[step.id]
+            place = (
+                f"  {shown(file)}:{state['line']}"
+                if state["status"] != "passed" and state.get("line")
+                else ""
+            )
+            mistake = f"  {state['mistake']}" if state.get("mistake") else ""
+            lines.append(
+                f"  {STEPS.index(step) + 1:>2}  {state['status']:<11}  {step.id:<33}{place}{mistake}".rstrip()
+            )
+    lines += ["", "Milestones"]
+    for number, one in enumerate(milestones, 1):
+        words = f"reached {one.since}" if one.reached else f"not yet: {one.reason}"
+        if one.since and not one.reached:
+            words = f"was reached {one.since}; not by the file as it is: {one.reason}"
+        lines.append(f"  {number:>2}  {one.name:<24} {words}")
+    return "\n".join(lines[1:])
+
+
+class Session:
+    """The workshop, and a judge that is started when it is first needed."""
+
+    def __init__(self, shop: Workshop) -> None:
+        self.shop = shop
+        self.court: Judge | None = None
+
+    def close(self) -> None:
+        """Stop the judge and its process."""
+        if self.court is not None:
+            self.court.close()
+
+    def judge(self, steps: Sequence[Step], file: Path | None = None) -> Iterator[Verdict]:
+        """Judge steps of the learner's file and remember the verdicts, or of another file and do not."""
+        from nanochat.learning.judge import Judge
+
+        if self.court is None:
+            self.court = Judge()
+        path = file or self.shop.file
+        for verdict in self.court.judge(shown(path), [step.id for step in steps]):
+            given = verdict.to_json()
+            if path.resolve() == self.shop.file.resolve():
+                self.shop.record([given])
+            yield given
+
+    def outdated(self) -> list[Step]:
+        """The written steps whose verdict no longer holds, or was never given."""
+        try:
+            standing = self.shop.standing()
+        except Unjudgeable:
+            return []
+        return [step for step in STEPS if standing[step.id] is None]
+
+    def start_rehearsal(self, trace: bool = False, quiet: bool = True) -> Callable[[], Report]:
+        """Begin a rehearsal; what is returned waits for its end, remembers the report and returns it."""
+        key = self.shop.rehearsal_key()
+        running = Rehearsal.start(self.shop.file.resolve(), trace=trace, quiet=quiet)
+
+        def finish() -> Report:
+            report = running.finish()
+            self.shop.record_rehearsal(report, key)
+            return report
+
+        return finish
+
+    def catch_up(self) -> None:
+        """Judge what is outdated, and rehearse if the file has changed since the last time."""
+        finish = self.start_rehearsal() if self.shop.rehearsal() is None else None
+        for _ in self.judge(changed) if (changed := self.outdated()) else ():
+            pass
+        if finish is not None:
+            finish()
+
+    def tell_notes(self) -> None:
+        """Print what the workshop wants to be known."""
+        while self.shop.notes:
+            print(f"warning: {self.shop.notes.pop(0)}", file=sys.stderr)
+
+
+def run(session: Session, args: argparse.Namespace) -> int:
+    """Rehearse the training and explain where it stops; judge what has changed. 0: all is well."""
+    if session.shop.create():
+        print(f"{shown(session.shop.file)} is yours now: the model's skeleton. It is never overwritten.")
+    report = session.start_rehearsal(trace=not args.no_trace, quiet=False)()
+    print("\n" + describe_report(report, session.shop.file), flush=True)
+    try:
+        skeleton, learner = read_source(SKELETON), read_source(session.shop.file)
+        changed = [step for step in session.outdated() if not as_in(skeleton, learner, step)]
+    except Unjudgeable:
+        changed = []
+    verdicts = list(session.judge(changed)) if changed else []
+    if verdicts:
+        print("\nchecked    what has changed since the last time:")
+    for verdict in sorted(verdicts, key=lambda verdict: verdict["status"] == "passed"):
+        print(describe_verdict(verdict, session.shop.file))
+    standing = session.shop.standing() if report.stopped != "unreadable" else {}
+    failing = [name for name, v in standing.items() if v and v["status"] in ("failed", "error")]
+    if failing:
+        print(
+            f"\nbefore you go on: {', '.join(failing)} {'is' if len(failing) == 1 else 'are'} not right yet"
+        )
+    if report.stopped:
+        return 1
+    print(WHAT_NEXT)
+    return 1 if failing else 0
+
+
+def as_in(skeleton: Source, learner: Source, step: Step) -> bool:
+    """Whether a function still stands as the skeleton has it."""
+    here, there = learner.find(step.id), skeleton.find(step.id)
+    return here is not None and there is not None and ast.dump(here) == ast.dump(there)
+
+
+def check(session: Session, args: argparse.Namespace) -> int:
+    """Judge the steps that are named, or all of them. 0: every one passes."""
+    steps = select(args.step) if args.step else list(STEPS)
+    file = Path(args.file) if args.file else session.shop.file
+    if not file.is_file():
+        raise UserError(f"{shown(file)} does not exist; make learn puts a skeleton there")
+    counts: Counter[str] = Counter()
+    for verdict in session.judge(steps, file):
+        print(json.dumps(verdict) if args.json else describe_verdict(verdict, file), flush=True)
+        counts[verdict["status"]] += 1
+    if not args.json and len(steps) > 1:
+        print(f"\n{', '.join(f'{count} {status}' for status, count in counts.most_common())}")
+    return 0 if counts["passed"] == len(steps) else 1
+
+
+def status(session: Session, args: argparse.Namespace) -> int:
+    """Compute and show phases, steps and milestones."""
+    require_file(session)
+    session.catch_up()
+    standing = readable_standing(session)
+    milestones = session.shop.milestones()
+    if args.json:
+        print(json.dumps({"steps": standing, "milestones": [asdict(one) for one in milestones]}, indent=1))
+        return 0
+    print(describe_standing(standing, milestones, session.shop.file))
+    return 0
+
+
+def require_file(session: Session) -> None:
+    """Raise UserError if there is nothing to work on."""
+    if not session.shop.file.is_file():
+        raise UserError(f"{shown(session.shop.file)} does not exist; make learn puts a skeleton there")
+
+
+def readable_standing(session: Session) -> dict[str, Verdict | None]:
+    """The standing of all steps. Raises UserError if the file cannot be read."""
+    try:
+        return session.shop.standing()
+    except Unjudgeable as reason:
+        raise UserError(str(reason)) from None
+
+
+TIERS = ("question", "pointer", "plan in words")
+
+
+def hint(session: Session, args: argparse.Namespace) -> int:
+    """Show the next tier of a step's hints, or the one that is asked for if those before it were shown."""
+    step = select_one(args.step)
+    shown_before = session.shop.recall()["hints"].get(step.id, 0)
+    tier = min(shown_before + 1, len(TIERS)) if args.tier is None else args.tier
+    if not 1 <= tier <= len(TIERS):
+        raise UserError(f"--tier={tier}: there are {len(TIERS)}: {', '.join(TIERS)}")
+    if tier > shown_before + 1:
+        raise UserError(
+            f"--tier={tier} of {step.id} opens after tier {tier - 1}: python -m scripts.learn hint {step.id}"
+        )
+    session.shop.remember(lambda ledger: ledger["hints"].update({step.id: max(tier, shown_before)}))
+    print(f"{step.id}, hint {tier} of {len(TIERS)}: the {TIERS[tier - 1]}\n")
+    print("\n".join(paragraph(step.hints[tier - 1], "  ")))
+    if tier < len(TIERS):
+        print(f"\nNext, the {TIERS[tier]}: python -m scripts.learn hint {step.id} --tier={tier + 1}")
+    else:
+        section = section_of(step, ROOT / "lit")
+        place = f"{shown(section.path)}:{section.line}" if section else step.chapter
+        print(f"\nThere are no more. The section that explains it: {place}")
+    return 0
+
+
+def solution(session: Session, args: argparse.Namespace) -> int:
+    """Show the book's version of a step that passes."""
+    step = select_one(args.step)
+    require_passed(session, step, "The book's version is shown")
+    book = read_source(BOOK_PATH)
+    section = section_of(step, ROOT / "lit")
+    if section:
+        print(f"{shown(section.path)}:{section.line}, {section.heading}\n")
+    print(textwrap.dedent("\n".join(lines_of(book, step))))
+    return 0
+
+
+def require_passed(session: Session, step: Step, what: str) -> None:
+    """Raise UserError unless the step passes as the file is now."""
+    if not has_passed(session, step):
+        raise UserError(
+            f"{what} once {step.id} passes: python -m scripts.learn check {step.id}"
+            f" (a hint: python -m scripts.learn hint {step.id})"
+        )
+
+
+def has_passed(session: Session, step: Step) -> bool:
+    """Whether a step passes, judging it if its verdict is outdated."""
+    require_file(session)
+    verdict = readable_standing(session)[step.id]
+    if verdict is None:
+        verdict = next(iter(session.judge([step])))
+    return bool(verdict["status"] == "passed")
+
+
+def lines_of(source: Source, step: Step) -> list[str]:
+    """The lines of a function with its decorators, as they stand in the file."""
+    first, last = source.segment(step.id)
+    return source.text.split("\n")[first - 1 : last]
+
+
+def diff(session: Session, args: argparse.Namespace) -> int:
+    """Compare the learner's functions with the skeleton's, or with the book's where they pass."""
+    require_file(session)
+    readable_standing(session)
+    learner, different = read_source(session.shop.file), False
+    for step in select(args.step) if args.step else STEPS:
+        if learner.find(step.id) is None:
+            print(f"{step.id} is not in {shown(session.shop.file)}")
+            continue
+        if as_in(read_source(SKELETON), learner, step):
+            if args.step:
+                print(f"{step.id} is as in the skeleton")
+            continue
+        other = BOOK_PATH if has_passed(session, step) else SKELETON
+        theirs, mine = lines_of(read_source(other), step), lines_of(learner, step)
+        names = f"{shown(other)}, {step.id}", f"{shown(session.shop.file)}, {step.id}"
+        lines = list(difflib.unified_diff(theirs, mine, *names, lineterm=""))
+        print("\n".join(lines) if lines else f"{step.id} is written as in the book, letter by letter")
+        different = True
+    if not different and not args.step:
+        print(f"{shown(session.shop.file)} is the skeleton")
+    return 0
+
+
+def reset(session: Session, args: argparse.Namespace) -> int:
+    """Put the skeleton back for some steps, or altogether, after keeping a dated copy of the file."""
+    if bool(args.step) == args.all:
+        raise UserError("reset needs a STEP, or --all for the whole file")
+    require_file(session)
+    skeleton = read_source(SKELETON)
+    if args.all:
+        text, what = skeleton.text, "the whole file"
+    else:
+        steps = select(args.step)
+        try:
+            text = read_source(session.shop.file).text
+            for step in steps:
+                text = exchange(Source(shown(session.shop.file), text), skeleton, step)
+        except Unjudgeable as reason:
+            raise UserError(f"{reason} (reset --all puts the whole skeleton back)") from None
+        what = ", ".join(step.id for step in steps)
+    kept = session.shop.keep_a_copy()
+    write_atomically(session.shop.file, text)
+    print(f"{what} is as in the skeleton again; the file as it was is kept in {shown(kept)}")
+    return 0
+
+
+def exchange(learner: Source, skeleton: Source, step: Step) -> str:
+    """The learner's text with one function as the skeleton has it. Raises UserError if there is none."""
+    try:
+        first, last = learner.segment(step.id)
+    except KeyError:
+        raise UserError(
+            f"{learner.path} has no {step.id} to reset; reset --all puts everything back"
+        ) from None
+    lines = learner.text.split("\n")
+    return "\n".join([*lines[: first - 1], *lines_of(skeleton, step), *lines[last:]])
+
+
+def watch(session: Session, args: argparse.Namespace) -> int:
+    """Check what has changed whenever the learner's file is saved, until Ctrl-C."""
+    require_file(session)
+    print(f"watching {shown(session.shop.file)}; Ctrl-C ends it", flush=True)
+    seen: object = None
+    while True:
+        now = state_of(session.shop.file)
+        if now != seen and now is not None:
+            seen = now
+            look_again(session)
+        session.tell_notes()
+        time.sleep(args.interval)
+
+
+def state_of(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is saved; None while an editor is replacing it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def look_again(session: Session) -> None:
+    """Judge what is outdated, and say what is left."""
+    try:
+        session.shop.standing()
+    except Unjudgeable as reason:
+        print(f"{reason}", flush=True)
+        return
+    changed = session.outdated()
+    for verdict in session.judge(changed) if changed else ():
+        print(describe_verdict(verdict, session.shop.file), flush=True)
+    standing = readable_standing(session)
+    counts = Counter(verdict["status"] if verdict else "changed again" for verdict in standing.values())
+    print(
+        f"{time.strftime('%H:%M:%S')}  {', '.join(f'{n} {status}' for status, n in counts.most_common())}",
+        flush=True,
+    )
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called for every mistake that is found."""
+        if unknown := re.match(r"argument COMMAND: invalid choice: '(.*?)'", message):
+            near = difflib.get_close_matches(unknown[1], COMMANDS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            message = f"there is no command {unknown[1]!r}{hint} (there are {', '.join(COMMANDS)})"
+        raise UserError(f"{message.removeprefix('argument ')} (--help tells more)")
+
+
+COMMANDS: dict[str, Callable[[Session, argparse.Namespace], int]] = {
+    "run": run,
+    "check": check,
+    "status": status,
+    "hint": hint,
+    "solution": solution,
+    "diff": diff,
+    "reset": reset,
+    "watch": watch,
+}
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line. Raises UserError for a wrong one."""
+    parser = Parser(prog="python -m scripts.learn", description="Rewrite the GPT.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    made = {
+        name: commands.add_parser(name, help=first_line(function), allow_abbrev=False)
+        for name, function in COMMANDS.items()
+    }
+    one = "a name such as GPT.forward or forward, a number, or phase1"
+    for name in ("check", "diff", "reset"):
+        made[name].add_argument("step", nargs="?", metavar="STEP", help=one)
+    for name in ("hint", "solution"):
+        made[name].add_argument("step", metavar="STEP", help=one)
+    made["run"].add_argument("--no-trace", action="store_true", help="do not print every call of the model")
+    made["check"].add_argument("--file", metavar="F", help="another file than yours; nothing is remembered")
+    for name in ("check", "status"):
+        made[name].add_argument("--json", action="store_true", help="for programs")
+    made["hint"].add_argument("--tier", type=int, metavar="N", help="1 question, 2 pointer, 3 plan")
+    made["reset"].add_argument("--all", action="store_true", help="the whole file")
+    made["watch"].add_argument(
+        "--interval", type=float, default=0.3, metavar="S", help="seconds between looks"
+    )
+    return parser.parse_args(argv or ["run"])
+
+
+def first_line(function: Callable[..., object]) -> str:
+    """A command's description."""
+    return (function.__doc__ or "").split("\n")[0]
+
+
+def execute(argv: Sequence[str], session: Session) -> int:
+    """One command; returns its exit status: 0 well, 1 something is missing or wrong. Raises UserError."""
+    args = parse(argv)
+    try:
+        return COMMANDS[args.command](session, args)
+    finally:
+        session.tell_notes()
+
+
+def main() -> None:
+    """Read the command line and obey; a wrong command ends with status 2."""
+    session = Session(Workshop(workshop_folder()))
+    try:
+        code = execute(sys.argv[1:], session)
+    finally:
+        session.close()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    run_program(main)
