@@ -235,7 +235,7 @@ class Workshop:
                 log.write(LOG_BEGINS)
             for step, remark in passed:
                 log.write(f"\n## {step.id}: {step.title}\n\nPassed on {today}, phase {step.phase}.")
-                log.write(f" {remark}.\n" if remark else "\n")
+                log.write(f" {remark.rstrip('.')}.\n" if remark else "\n")
                 for question in step.questions:
                     log.write(f"\n**{question}**\n\n…\n")
 
