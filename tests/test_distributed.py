@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import flags, make_base, records, tiny_config
+from tests.tiny_run import flags, make_base, records, tiny_config
 
 from nanochat.checkpoint_manager import load_checkpoint
 from scripts.base_train import train

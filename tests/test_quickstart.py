@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_run import make_base, tiny_config
+from tests.tiny_run import make_base, tiny_config
 
 from nanochat import training
 from nanochat.common import UserError

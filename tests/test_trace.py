@@ -143,7 +143,9 @@ def test_it_is_off_outside_the_block_and_gives_back_what_was_there() -> None:
     assert not a_model()._forward_hooks
 
 
-def test_only_the_first_rank_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_only_the_first_rank_speaks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("RANK", "1")
     with trace(normans_gpt):
         normans_gpt.norm(torch.ones(2))
