@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny_run import flags, make_base, records, tiny_config
 
 from nanochat.checkpoint_manager import load_checkpoint
 from scripts.base_train import train
+from tests.tiny_run import flags, make_base, records, tiny_config
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
 

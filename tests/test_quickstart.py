@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.tiny_run import make_base, tiny_config
 
 from nanochat import training
 from nanochat.common import UserError
 from nanochat.tokenizer import tokenizer_folder
 from nanochat.train_config import TrainConfig
 from scripts import quickstart
+from tests.tiny_run import make_base, tiny_config
 
 ROOT = Path(__file__).parent.parent
 TINY = replace(
