@@ -33,8 +33,8 @@ def build_reference(config: GPTConfig) -> nn.Module:
         from transformers import NanoChatConfig, NanoChatForCausalLM  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         raise UserError(
-            f"--gpt=reference needs the transformers library, which training does not ({error}): "
-            '.venv/bin/python -m pip install "transformers>=5"'
+            "--gpt=reference needs the transformers library: "
+            f".venv/bin/python -m pip install 'transformers>=5' ({str(error).splitlines()[0]})"
         ) from None
     shape = NanoChatConfig(
         vocab_size=config.vocab_size,

@@ -143,7 +143,7 @@ def rehearse(m: ModuleType, report: Report, stage: Callable[[str], None], trace:
     stage("generate")
 
 
-CLOSE = 0.005  # nats by which losses may differ over the first steps when only rounding differs
+CLOSE = 0.00025  # nats by which losses may differ over the first steps when only rounding differs
 COMPARED = 12
 
 
