@@ -404,6 +404,6 @@ def section_of(step: Step, lit: Path) -> Section | None:
             return Section(path, heading, number)
         if line.lstrip().startswith("```"):
             inside = not inside
-        elif not inside and line.startswith("#"):
+        elif not inside and re.match("##? ", line):
             heading = line.lstrip("#").strip()
     return None

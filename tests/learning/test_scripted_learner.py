@@ -76,7 +76,8 @@ def test_a_learner_comes_from_the_skeleton_to_the_books_model(
         assert f"NotImplementedError: TODO: Implement {wanted} - " in said
         assert f"  missing    {wanted}, step {STEPS.index(step) + 1} of 18, phase {step.phase}" in said
         assert f"  why now    {step.why}\n" in said
-        assert f"  read       lit/{step.chapter}:{section.line}, " in said
+        assert f'  read       lit/{step.chapter}:{section.line}, "{section.heading}"' in said
+        assert f"`{wanted}`" in section.heading
         place = said.split("  write      ")[1].splitlines()[0]
         line = file.read_text().split("\n")[int(place.rpartition(":")[2]) - 1]
         assert line.strip().startswith("raise NotImplementedError(")
