@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat.common import UserError, run_program, write_atomically
 from nanochat.flags import parse_flags
+from nanochat.learning.gaps import gaps_explained
+from nanochat.models import load_gpt
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +34,7 @@ class WalkConfig:
     """The flags of debug_gpt_components."""
 
     run: str = field(default="", metadata={"help": "walk through this trained run, such as d4 or latest"})
+    gpt: str = field(default="book", metadata={"help": "whose model: book, mine, or the path of a file"})
     text: str = field(default="", metadata={"help": "the text to read"})
     depth: int = field(default=2, metadata={"help": "blocks of the random model"})
     length: int = field(default=32, metadata={"help": "tokens to read"})
@@ -188,13 +191,13 @@ def walk(config: WalkConfig) -> list[str]:
     """The story of one forward and one backward pass, as lines of Markdown."""
     import torch
 
-    from nanochat import normans_gpt as module
     from nanochat.trace import trace
     from scripts.sample import load_model
 
+    module = load_gpt(config.gpt)
     tokenizer: Tokenizer | None = None
     if config.run:
-        model, tokenizer = load_model(config.run, torch.device("cpu"))
+        model, tokenizer = load_model(config.run, torch.device("cpu"), config.gpt)
         whose = f"the weights of run {config.run}"
     else:
         model = random_model(module, config)
@@ -227,7 +230,8 @@ def walk(config: WalkConfig) -> list[str]:
 
 def main() -> None:
     config = parse_flags(WalkConfig, sys.argv[1:], "debug_gpt_components", __doc__ or "")
-    story = "\n".join(walk(config)) + "\n"
+    with gaps_explained(config.gpt):
+        story = "\n".join(walk(config)) + "\n"
     print(story)
     write_atomically(Path(config.out), story)
     print(f"written to {config.out}")

@@ -31,6 +31,7 @@ from nanochat.train_config import TrainConfig
 from scripts import learn
 from scripts.base_train import train
 from scripts.learn import Session, execute, select, select_one
+from scripts.learn_via_debug.debug_gpt_components import WalkConfig, walk
 from tests.learning.rewriting import BOOK, with_function, write_from_the_book
 from tests.tiny_run import make_base, tiny_config
 
@@ -520,6 +521,16 @@ def test_training_explains_a_gap_and_records_whose_model_it_was(tmp_path: Path) 
     assert metas[-1] == choose_gpt(str(path)).record()
     with pytest.raises(UserError, match=r"--gpt is book here and .*mine\.py there"):
         train(tiny_config(num_iterations=4, resume=result.tag))
+
+
+def test_the_walk_takes_the_learners_model(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(BOOK.text)
+    mine, book = (walk(WalkConfig(text="four score", gpt=name)) for name in (str(path), "book"))
+    assert mine == book
+    path.write_text(SKELETON.read_text())
+    with pytest.raises(NotImplementedError):
+        walk(WalkConfig(gpt=str(path)))
 
 
 def test_a_wrong_model_is_refused_before_anything_else() -> None:
