@@ -180,6 +180,14 @@ STAGE_LIMIT = 60.0  # seconds for one stage; two idle cores need about one for a
 MEMORY_LIMIT = 8 * 2**30  # bytes
 
 
+def put_into_words(error: BaseException) -> str:
+    """What was raised; a loop that keeps its tensors runs out of memory before it runs out of time."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        gigabytes = MEMORY_LIMIT >> 30
+        return f"out of memory ({gigabytes} GB): a loop that does not end, or a tensor far larger than meant"
+    return f"{type(error).__name__}: {error}"
+
+
 def rehearse_file(path: Path, trace: Trace, tell: Callable[[Report], None] = lambda report: None) -> Report:
     """Rehearse with the model in a file, in this process; `tell` is called at every stage. Never raises."""
     report, began = Report(), time.perf_counter()
@@ -203,7 +211,7 @@ def rehearse_file(path: Path, trace: Trace, tell: Callable[[Report], None] = lam
     except BaseException as error:
         gap = gap_of(error, path)
         report.stopped = "gap" if gap else "raised"
-        report.says = str(error) if gap else f"{type(error).__name__}: {error}"
+        report.says = str(error) if gap else put_into_words(error)
         report.frames = [(frame.function, frame.line) for frame in frames_in(error, path)]
     report.seconds, report.finished = round(time.perf_counter() - began, 3), True
     tell(report)

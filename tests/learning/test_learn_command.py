@@ -242,8 +242,17 @@ def in_a_child(tmp_path: Path, text: str, limit: float = 60.0) -> Report:
     return Rehearsal.start(file, quiet=True, limit=limit).finish()
 
 
+def test_memory_that_runs_out_is_said_in_words(tmp_path: Path) -> None:
+    """An endless loop that builds a graph ends so, on a fast machine before its time is up."""
+    source = with_function("norm", "def norm(x):\n    return torch.ones(2**40)")
+    report = in_a_child(tmp_path, source.text)
+    assert "out of memory (8 GB): a loop that does not end" in report.says
+    assert report.place is not None
+    assert report.place[0] == "norm"
+
+
 def test_an_endless_loop_ends_with_its_line(tmp_path: Path) -> None:
-    source = with_function("norm", "def norm(x):\n    while True:\n        x = x + 1")
+    source = with_function("norm", "def norm(x):\n    while True:\n        x = x.detach() + 1")
     report = in_a_child(tmp_path, source.text, limit=5)
     assert "still running after 5 s" in report.says
     assert report.place is not None
