@@ -23,6 +23,8 @@ def tangle(root: Path) -> int:
     apply(root, plan)
     for output in plan.write:
         print(f"wrote {output.path}")
+        if output.path in plan.edited:
+            print(f"  over an edit by hand that git has a copy of, {plan.edited[output.path]}")
     for path in plan.remove:
         print(f"removed {path}: no block of the book writes it any more")
     if plan.is_empty():

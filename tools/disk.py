@@ -34,6 +34,7 @@ class Plan:
     write: list[Output] = field(default_factory=list)
     remove: list[str] = field(default_factory=list)
     forbidden: dict[str, Problem] = field(default_factory=dict)  # by the path that may not be touched
+    edited: dict[str, str] = field(default_factory=dict)  # by path: what a hand changed, and git has
 
     @property
     def problems(self) -> list[Problem]:
@@ -65,12 +66,13 @@ def make_plan(root: Path, outputs: dict[str, Output]) -> Plan:
             continue
         plan.write.append(output)
         place = root / output.path
-        if (
-            place.is_file()
-            and place.read_bytes() != output.text.encode()
-            and not recoverable(git, output.path, written)
-        ):
+        if not place.is_file() or place.read_bytes() == output.text.encode():
+            continue
+        if not recoverable(git, output.path, written):
             plan.forbidden[output.path] = describe_edit(root, output)
+        elif checksum(place.read_bytes()) not in written and not git.has_committed(output.path):
+            origin, difference = describe(root, output)
+            plan.edited[output.path] = f"at {origin.chapter}:{origin.line}\n{difference}"
     for path in stale_files(root, git, outputs):
         plan.remove.append(path)
         if not recoverable(git, path, written):

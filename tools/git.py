@@ -41,6 +41,11 @@ class Git:
             return True
         return bool(self.ask("log", "--all", "-m", "--format=%H", "-1", f"--find-object={blob}", "--", path))
 
+    def has_committed(self, path: str) -> bool:
+        """Whether the file is as the last commit has it."""
+        blob = self.ask("hash-object", "--", path)
+        return blob is not None and self.ask("rev-parse", "--verify", "-q", f"HEAD:./{path}") == blob
+
     def ignores(self, path: str) -> bool:
         """Whether git has been told to look away from this path."""
         return self.ask("check-ignore", "-q", "--", path) is not None

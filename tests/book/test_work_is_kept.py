@@ -108,7 +108,11 @@ def test_what_git_has_is_overwritten(project: Project, how: str) -> None:
     assert checked.err.startswith(f"{FIRST}:25: {TARGET} is not what the book says")
     assert "book |         x += 1" in checked.err
     assert project.read(TARGET) == EDITED
-    assert project.run("tangle").status == 0
+    tangled = project.run("tangle")
+    assert tangled.status == 0
+    shown = f"over an edit by hand that git has a copy of, at {FIRST}:25" in tangled.out
+    assert shown == (how != "committed")  # then it is the last commit's text and nobody's news
+    assert ("file |         x += 2" in tangled.out) == shown
     assert project.read(TARGET) == ALPHA
     assert project.run("check").status == 0
 
