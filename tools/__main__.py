@@ -11,6 +11,7 @@ from tools import check as checks
 from tools.book import outputs_of
 from tools.disk import apply, make_plan
 from tools.problems import Refused
+from tools.prose import wide_lines
 from tools.watch import follow
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +39,11 @@ def check(root: Path) -> int:
     differences = checks.compare(root, outputs)
     for message in differences:
         print(message, file=sys.stderr)
+    wide = wide_lines(root)
+    for problem in wide:
+        print(problem, file=sys.stderr)
     failed = ["comparison with the book"] if differences else []
+    failed += ["width of the prose"] if wide else []
     failed += checks.quality(root, outputs)
     if failed:
         print(f"check failed: {', '.join(failed)}", file=sys.stderr)
