@@ -5,7 +5,7 @@
 # Another Python than the one found: make TARGET PYTHON=/path/to/python, or PYTHON_BOOK=… for the second.
 
 .DEFAULT_GOAL := help
-.PHONY: help train learn test tangle check watch where bench gpu serve site clean environment book-environment \
+.PHONY: help train learn test tangle check watch where bench numbers gpu serve site clean environment book-environment \
 	tangle-if-possible check-if-possible
 
 # A Python of any age that runs. (pyenv's python3 is on the PATH even where it does not.)
@@ -43,6 +43,9 @@ where: ## name the chapter and line of a line of code: make where AT=nanochat/no
 
 bench: environment ## measure training, tokenizer, loader and decoding on this machine
 	@.venv/bin/python -m scripts.bench
+
+numbers: environment ## write into the chapters what the records in results/ say
+	@.venv/bin/python -m tools.numbers
 
 gpu: ## run the CUDA tests and the benchmark with the system's python3; installs nothing
 	@$(or $(PYTHON),python3) -m pytest tests -m gpu

@@ -18,7 +18,6 @@ from scripts import bench
 ROOT = Path(__file__).parents[1]
 CHAPTER = ROOT / "lit" / "68-benchmarks.md"
 RECORD = ROOT / "results" / "bench-cpu.json"
-BEGIN, END = "<!-- tables: results/bench-cpu.json -->\n", "<!-- end of tables -->\n"
 
 
 def run(*flags: str) -> subprocess.CompletedProcess[str]:
@@ -173,20 +172,3 @@ def test_a_case_that_fails_is_one_line_in_the_table(quick):
     assert children[0].failed.startswith("ValueError: GPTConfig: n_embd 32 does not divide")
     record["groups"] = {"decoding": [bench.describe(child, children[0], None) for child in children]}
     assert "ValueError: GPTConfig" in bench.tables(record)
-
-
-def test_the_chapters_tables_are_those_of_the_record():
-    if not RECORD.exists():
-        pytest.skip("there is no results/bench-cpu.json yet: make bench, then python -m tests.test_bench")
-    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", RECORD], cwd=ROOT, capture_output=True)
-    if changed.returncode:
-        pytest.skip("the record is newer than the chapter; to quote it: python -m tests.test_bench")
-    quoted = CHAPTER.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
-    assert quoted.strip() == bench.tables(bench.read_record(RECORD)).strip()
-
-
-if __name__ == "__main__":  # quote the record in the chapter
-    before, _, rest = CHAPTER.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    quoted = f"{BEGIN}\n{bench.tables(bench.read_record(RECORD))}\n{END}"
-    CHAPTER.write_text(before + quoted + after, encoding="utf-8")
