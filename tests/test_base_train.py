@@ -29,7 +29,7 @@ from nanochat.run_log import RunLog, plot_metrics, read_metrics
 from nanochat.train_config import TrainConfig, accumulation_steps, evaluation_steps, model_shape
 from scripts import base_train
 from scripts.base_train import train
-from tests.tiny_run import flags, make_base, records, tiny_config
+from tests.tiny_run import flags, own_base, records, tiny_config
 
 SEEDS_FLAGS = [
     "--depth=4",
@@ -46,9 +46,7 @@ SEEDS_FLAGS = [
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A base folder with a tiny corpus, for all tests of this file."""
     folder = tmp_path_factory.mktemp("base")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NANOCHAT_BASE_DIR", str(folder))
-        make_base(folder)
+    with own_base(folder):
         yield folder
 
 

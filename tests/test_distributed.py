@@ -16,7 +16,7 @@ import torch
 
 from nanochat.checkpoint_manager import load_checkpoint
 from scripts.base_train import train
-from tests.tiny_run import flags, make_base, records, tiny_config
+from tests.tiny_run import flags, own_base, records, tiny_config
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
 
@@ -24,11 +24,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="th
 @pytest.fixture(scope="module", autouse=True)
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("base")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NANOCHAT_BASE_DIR", str(folder))
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
-            patch.delenv(name, raising=False)
-        make_base(folder)
+    with own_base(folder):
         yield folder / "base_checkpoints"
 
 

@@ -19,7 +19,7 @@ from nanochat.common import UserError
 from nanochat.tokenizer import tokenizer_folder
 from nanochat.train_config import TrainConfig
 from scripts import quickstart
-from tests.tiny_run import make_base, tiny_config
+from tests.tiny_run import own_base, tiny_config
 
 ROOT = Path(__file__).parent.parent
 TINY = replace(
@@ -40,12 +40,8 @@ TINY = replace(
 @pytest.fixture(scope="module", autouse=True)
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("base")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NANOCHAT_BASE_DIR", str(folder))
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
-            patch.delenv(name, raising=False)
+    with own_base(folder) as patch:
         patch.setattr(quickstart, "CPU", TINY)
-        make_base(folder)
         yield folder
 
 

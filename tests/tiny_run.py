@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from nanochat.dataset import prepare_folder
 from nanochat.tokenizer import Tokenizer, tokenizer_folder
@@ -81,3 +85,14 @@ def records(folder: Path) -> list[dict[str, Any]]:
     clock = {"dt_ms", "tok_per_sec", "mfu", "seconds"}
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
+
+
+@contextmanager
+def own_base(folder: Path) -> Iterator[pytest.MonkeyPatch]:
+    """The folder as the base folder, with the tiny corpus in it and no ranks in the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NANOCHAT_BASE_DIR", str(folder))
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+            patch.delenv(name, raising=False)
+        make_base(folder)
+        yield patch

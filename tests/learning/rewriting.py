@@ -1,12 +1,16 @@
 """Files as a learner might leave them: the book's model with functions replaced."""
 
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 from nanochat.learning.hybrid import BOOK_PATH, Source, read_source
 from nanochat.learning.judge import Verdict, judge_here
 from nanochat.learning.mistakes import Mistake, make
+from nanochat.learning.rehearsal import no_trace, rehearse_file
+from nanochat.learning.report import Report
 from nanochat.learning.steps import step_named
+from scripts.learn import Session
 
 BOOK = read_source(BOOK_PATH)
 
@@ -49,3 +53,13 @@ def write_from_the_book(text: str, step_id: str) -> str:
     lines = text.split("\n")
     lines[first - 1 : last] = BOOK.text.split("\n")[start - 1 : end]
     return "\n".join(lines)
+
+
+class QuickSession(Session):
+    """Rehearses in this process, which has PyTorch already."""
+
+    def start_rehearsal(self, trace: bool = False, quiet: bool = True) -> Callable[[], Report]:
+        key = self.shop.rehearsal_key()
+        report = rehearse_file(self.shop.file.resolve(), no_trace)
+        self.shop.record_rehearsal(report, key)
+        return lambda: report

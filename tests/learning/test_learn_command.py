@@ -32,7 +32,7 @@ from scripts import learn
 from scripts.base_train import train
 from scripts.learn import Session, execute, select, select_one
 from scripts.learn_via_debug.debug_gpt_components import WalkConfig, walk
-from tests.learning.rewriting import BOOK, with_function, write_from_the_book
+from tests.learning.rewriting import BOOK, QuickSession, with_function, write_from_the_book
 from tests.tiny_run import make_base, tiny_config
 
 Say = Callable[..., tuple[int, str]]
@@ -40,16 +40,6 @@ FIRST_ERROR = (
     "NotImplementedError: TODO: Implement GPT.__init__ - create transformer dict with wte and h, "
     "create lm_head, setup rotary embeddings\n"
 )
-
-
-class QuickSession(Session):
-    """Rehearses in this process, which has PyTorch already."""
-
-    def start_rehearsal(self, trace: bool = False, quiet: bool = True) -> Callable[[], Report]:
-        key = self.shop.rehearsal_key()
-        report = rehearse_file(self.shop.file.resolve(), no_trace)
-        self.shop.record_rehearsal(report, key)
-        return lambda: report
 
 
 @pytest.fixture(scope="module")

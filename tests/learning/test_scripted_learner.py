@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from nanochat.learning.progress import MILESTONES, Workshop
-from nanochat.learning.rehearsal import no_trace, rehearse_file
-from nanochat.learning.report import STAGES, STEPS_TO_TAKE, Report
+from nanochat.learning.report import STAGES, STEPS_TO_TAKE
 from nanochat.learning.steps import STEPS, section_of, step_named
 from nanochat.models import ROOT
 from scripts.base_train import train
 from scripts.learn import Session, execute
-from tests.learning.rewriting import write_from_the_book
+from tests.learning.rewriting import QuickSession, write_from_the_book
 from tests.tiny_run import make_base, records, tiny_config
 
 # The order in which training needs them: building goes from the outside in, and so does the forward pass.
@@ -38,16 +36,6 @@ ORDER = (
     "MLP.forward",
     "GPT.generate",
 )
-
-
-class QuickSession(Session):
-    """Rehearses in this process, which has PyTorch already."""
-
-    def start_rehearsal(self, trace: bool = False, quiet: bool = True) -> Callable[[], Report]:
-        key = self.shop.rehearsal_key()
-        report = rehearse_file(self.shop.file.resolve(), no_trace)
-        self.shop.record_rehearsal(report, key)
-        return lambda: report
 
 
 def status(session: Session, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, str], list[str]]:
