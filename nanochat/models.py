@@ -18,7 +18,7 @@ from types import ModuleType
 from nanochat.common import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-BUILT_IN = {"book": "normans_gpt", "reference": "reference"}  # name: module in nanochat/
+BUILT_IN = {"book": "normans_gpt", "reference": "gpt"}  # name: module in nanochat/
 
 
 def workshop_folder() -> Path:

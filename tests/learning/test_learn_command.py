@@ -12,14 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 
 from nanochat.common import UserError
-from nanochat.engine import KVCache
 from nanochat.learning.hybrid import Source
 from nanochat.learning.judge import Judge
 from nanochat.learning.progress import SKELETON, Workshop
@@ -456,45 +453,6 @@ def test_a_subclass_of_the_book_is_a_model(tmp_path: Path) -> None:
                     "class GPT(B):\n    pass\n")  # fmt: skip
     assert choose_gpt(str(path)).path == path
     assert issubclass(import_file(path).GPT, load_gpt("book").GPT)
-
-
-def test_the_reference_says_what_to_install() -> None:
-    m = load_gpt("reference")
-    if find_spec("transformers") is None:
-        with pytest.raises(UserError, match="pip install 'transformers>=5'"):
-            m.GPT(m.GPTConfig(8, 16, 1, 1, 1, 4))
-
-
-@pytest.mark.skipif(find_spec("transformers") is None, reason="needs the transformers library")
-@pytest.mark.parametrize("n_kv_head", [4, 2, 1])
-def test_the_reference_computes_the_books_numbers(n_kv_head: int) -> None:
-    book, reference = load_gpt("book"), load_gpt("reference")
-    config = book.GPTConfig(16, 64, 2, 4, n_kv_head, 32)
-    models = [module.GPT(config) for module in (book, reference)]
-    for model in models:
-        model.init_weights()
-        model.cos, model.sin = tables_in_float32(160, 8)
-        for p in model.parameters():
-            generator = torch.Generator().manual_seed(p.numel())
-            p.data = torch.randn(p.shape, generator=generator) / p.shape[-1] ** 0.5
-    ids = torch.randint(64, (2, 12), generator=torch.Generator().manual_seed(0))
-    mine, theirs = (model(ids) for model in models)
-    assert torch.allclose(mine, theirs, atol=1e-5)
-    for model in models:
-        model(ids[:, :-1], ids[:, 1:].contiguous()).backward()
-    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
-        assert torch.allclose(p.grad, q.grad, atol=1e-5)
-    cache = KVCache(2, n_kv_head, 20, 8, 2)
-    pieces = [models[1](ids[:, a:b], kv_cache=cache) for a, b in ((0, 5), (5, 6), (6, 12))]
-    assert torch.allclose(torch.cat(pieces, dim=1), theirs, atol=1e-5)
-    assert models[0].state_dict().keys() == models[1].state_dict().keys()
-    last = models[1](ids, last_only=True)
-    assert torch.allclose(last, theirs[:, -1:], atol=1e-6)
-
-
-def tables_in_float32(T: int, D: int) -> tuple[torch.Tensor, torch.Tensor]:
-    angle = torch.outer(torch.arange(T).float(), 10000.0 ** (-torch.arange(0, D, 2).float() / D))
-    return angle.cos()[None, :, None], angle.sin()[None, :, None]
 
 
 @pytest.fixture(scope="module")

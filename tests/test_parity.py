@@ -1,0 +1,176 @@
+"""The book's model against transformers' NanoChatForCausalLM: same weights, same numbers."""
+
+from __future__ import annotations
+
+import sys
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanochat.common import UserError
+from nanochat.engine import Engine, KVCache
+from nanochat.models import load_gpt
+from nanochat.normans_gpt import GPT, GPTConfig
+
+pytest.importorskip("transformers", reason="the reference is in the transformers library")
+
+V = 97
+SHAPES = {  # layers, query heads, key-value heads, head size
+    "MHA": (2, 4, 4, 8),
+    "GQA": (3, 4, 2, 16),
+    "MQA": (2, 4, 1, 8),
+    "one head": (1, 1, 1, 4),
+    "deep": (7, 2, 1, 8),
+}
+LENGTHS = [1, 2, 7, 32, 33]
+
+
+def a_pair(shape: str = "GQA", tables: str = "float32", seed: int = 0) -> tuple[GPT, Any]:
+    """The book's model and the reference with the same weights, none of them zero."""
+    layers, heads, kv_heads, size = SHAPES[shape]
+    config = GPTConfig(40, V, layers, heads, kv_heads, heads * size)
+    book, reference = GPT(config), load_gpt("reference").GPT(config)
+    torch.manual_seed(seed)
+    book.init_weights()
+    for weight in book.parameters():
+        torch.nn.init.normal_(weight, std=1.5 * weight.size(-1) ** -0.5)
+    reference.load_state_dict(book.state_dict())
+    if tables == "float32":
+        book.cos, book.sin = reference.cos, reference.sin
+    return book, reference
+
+
+def batch(B: int, T: int, seed: int = 1) -> tuple[Tensor, Tensor]:
+    """Random inputs and targets; every fifth target is not asked for, but the last is."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(V, (B, T + 1), generator=generator)
+    targets = tokens[:, 1:].clone()
+    unasked = range(B * T - 6, -1, -5)
+    targets.view(-1)[list(unasked)] = -1
+    return tokens[:, :-1], targets
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def pair(request: pytest.FixtureRequest) -> tuple[GPT, Any]:
+    return a_pair(request.param)
+
+
+def test_names_and_first_weights_are_the_books():
+    config = GPTConfig(16, V, 2, 4, 2, 32)
+    models = [GPT(config), load_gpt("reference").GPT(config)]
+    for model in models:
+        torch.manual_seed(3)
+        model.init_weights()
+    book, reference = (model.state_dict() for model in models)
+    assert list(book) == list(reference)
+    assert all(torch.equal(book[name], reference[name]) for name in book)
+    assert models[0].estimate_flops() == models[1].estimate_flops()
+    assert models[0].get_device() == models[1].get_device()
+    theirs = dict(models[1].library.named_parameters())
+    assert len(theirs) == len(reference)
+    mine = {id(p) for p in models[1].parameters()}
+    assert {id(p) for p in theirs.values()} == mine, "every parameter exists once"
+
+
+def test_a_reference_from_the_meta_device_is_complete():
+    module = load_gpt("reference")
+    with torch.device("meta"):
+        model = module.GPT(GPTConfig(16, V, 2, 2, 2, 16))
+    model.to_empty(device="cpu")
+    torch.manual_seed(0)
+    model.init_weights()
+    assert not any(t.is_meta for t in [*model.library.parameters(), *model.library.buffers()])
+    speeds = model.library.model.rotary_emb.inv_freq
+    expected = 10000.0 ** (-torch.arange(0, 8, 2) / 8)
+    torch.testing.assert_close(speeds, expected)
+    assert torch.equal(model.bfloat16().library.model.rotary_emb.inv_freq, speeds)
+
+
+@pytest.mark.parametrize("T", LENGTHS)
+def test_logits(pair, T):
+    book, reference = pair
+    idx, _ = batch(3, T)
+    mine, theirs = book(idx), reference(idx)
+    assert mine.dtype == theirs.dtype == torch.float32
+    assert mine.std() > 0.5, "the weights must make a difference"
+    assert (mine - theirs).abs().max() <= 1e-5
+    assert torch.equal(reference(idx, last_only=True), theirs[:, -1:])
+
+
+@pytest.mark.parametrize("T", LENGTHS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_losses_and_gradients(pair, T, reduction):
+    book, reference = pair
+    idx, targets = batch(2, T)
+    for model in pair:
+        model.zero_grad()
+    losses = [model(idx, targets, loss_reduction=reduction) for model in pair]
+    assert losses[0].shape == losses[1].shape
+    torch.testing.assert_close(losses[0], losses[1], rtol=2e-6, atol=2e-6)
+    for loss in losses:
+        loss.sum().backward()
+    largest = max(weight.grad.abs().max() for weight in reference.parameters())
+    for (name, weight), other in zip(book.named_parameters(), reference.parameters(), strict=True):
+        mine, theirs = weight.grad, other.grad
+        assert mine is not None
+        silent = T == 1 and name.endswith(("c_q.weight", "c_k.weight"))  # the softmax of one score is 1
+        assert silent or theirs.abs().max() > 1e-3 * largest, name
+        assert (mine - theirs).abs().max() <= 1e-5 * theirs.abs().max() + 1e-6 * largest, name
+
+
+def test_what_bfloat16_tables_cost():
+    """They move logits, by about a thousandth of the logits' size; not by rounding alone, and not by much."""
+    for shape in ("MHA", "GQA", "MQA"):
+        book, reference = a_pair(shape, tables="bfloat16")
+        idx, targets = batch(4, 40)
+        with torch.no_grad():
+            mine, theirs = book(idx), reference(idx)
+        error = float((mine - theirs).norm() / theirs.norm())
+        assert 1e-4 < error < 5e-3
+        assert abs((book(idx, targets) - reference(idx, targets)).item()) < 5e-3
+
+
+def test_greedy_continuations_are_the_same_tokens(pair):
+    """From the book's loop, its engine with either model, the library's generate with and without cache."""
+    book, reference = pair
+    prompt, length = [5, 17, 2], 30
+    ids = torch.tensor([prompt])
+    options = {"max_new_tokens": length, "do_sample": False}
+    tokens = list(book.generate(prompt, length, temperature=0.0))
+    assert len(set(tokens)) > 2, "a continuation that repeats itself shows little"
+    for cached in (True, False):
+        assert reference.library.generate(ids, use_cache=cached, **options)[0, 3:].tolist() == tokens
+    assert list(reference.generate(prompt, length, temperature=0.0)) == tokens
+    for model in pair:
+        assert Engine(model).complete([prompt], length, temperature=0.0) == [tokens]
+    several = [[1], prompt, [9, 8, 7, 6, 5]]
+    mine, theirs = (Engine(model).complete(several, length, temperature=0.0) for model in pair)
+    assert mine == theirs
+    assert mine[1] == tokens
+
+
+@pytest.mark.parametrize("cuts", [[0, 1, 2, 3], [0, 5, 6, 20], [0, 20], [0, 3, 13, 20]], ids=str)
+def test_logits_with_a_cache(pair, cuts):
+    idx, _ = batch(2, cuts[-1])
+    config = pair[0].config
+    whole = pair[1](idx)
+    for model in pair:
+        cache = KVCache(2, config.n_kv_head, 24, config.head_dim, config.n_layer)
+        parts = [model(idx[:, a:b], kv_cache=cache) for a, b in pairwise(cuts)]
+        assert (torch.cat(parts, dim=1) - whole).abs().max() <= 1e-5
+
+
+def test_positions_end_where_the_books_do():
+    for model in a_pair("one head"):
+        assert model(torch.zeros(1, 400, dtype=torch.long), last_only=True).shape == (1, 1, V)
+        with pytest.raises(ValueError, match="position 400 is past"):
+            model(torch.zeros(1, 401, dtype=torch.long))
+
+
+def test_without_the_library_the_reference_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match="pip install 'transformers>=5'"):
+        load_gpt("reference").GPT(GPTConfig(8, 16, 1, 1, 1, 4))
