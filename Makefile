@@ -47,6 +47,9 @@ bench: environment ## measure training, tokenizer, loader and decoding on this m
 numbers: environment ## write into the chapters what the records in results/ say
 	@.venv/bin/python -m tools.numbers
 
+pictures: environment ## draw the book's pictures again, those that would look different
+	@.venv/bin/python -m tools.pictures
+
 gpu: ## run the CUDA tests and the benchmark with the system's python3; installs nothing
 	@$(or $(PYTHON),python3) -m pytest tests -m gpu
 	@$(or $(PYTHON),python3) -m scripts.bench

@@ -12,7 +12,7 @@ from tools.tangle import Output
 # Two environments, so two runs of mypy: product and its tests as the training side sees them, tools as the
 # book's.
 _TYPES = ["-m", "mypy", "--no-error-summary"]
-_AS_BOOK = ["--python-version=3.13", f"--python-executable={sys.executable}"]
+_AS_BOOK = ["--python-version=3.13", f"--python-executable={sys.executable}", "--exclude=^tools/pictures/"]
 COMMANDS = (
     ("ruff check", ["-m", "ruff", "check", "--quiet", "--output-format=concise", "."]),
     ("ruff format", ["-m", "ruff", "format", "--quiet", "--diff", "."]),

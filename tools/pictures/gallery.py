@@ -1,0 +1,138 @@
+"""Keep the pictures beside the chapters true: draw, write, compare.
+
+A committed picture is compared as a drawing, not as bytes: the same elements in the same order with the same
+letters and colours, every coordinate within TOLERANCE of a point. The last digits of a matrix product differ
+between processors, and a picture that differs by less than an eye can see has not drifted. The numbers
+themselves are held by the tests of the code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import tools.pictures
+from tools.pictures.style import DARK, LIGHT, PICTURES, Picture, render
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = "lit/pictures"
+TOLERANCE = 0.25  # points: a third of a pixel
+WIDEST_LINE = 118
+LARGEST = 60_000  # bytes of one file
+
+NUMBER = re.compile(r"<!--.*?-->|(?<![\w#.-])-?\d+(?:\.\d+)?(?=[\s\",)p])")  # a comment is what a label says
+HASH = re.compile(r'(?<=["#])[a-z][0-9a-f]{10}(?=[")])')
+SHOWN = re.compile(r"!\[(?P<alt>[^\]]*)\]\((?P<folder>(?:\.\./)*)pictures/(?P<name>[\w-]+)\.svg\)")
+
+
+def pictures(names: Sequence[str] = ()) -> list[Picture]:
+    """All pictures, or these, by name. Raises KeyError for a name that is none."""
+    for module in pkgutil.iter_modules(tools.pictures.__path__):
+        if module.name != "__main__":
+            importlib.import_module(f"tools.pictures.{module.name}")
+    return [PICTURES[name] for name in names or sorted(PICTURES)]
+
+
+def drawings(names: Sequence[str]) -> Iterator[tuple[Picture, str, str]]:
+    """Each picture in both palettes: the picture, the file it belongs in, the SVG."""
+    for entry in pictures(names):
+        yield entry, f"{FOLDER}/{entry.name}.svg", render(entry, LIGHT)
+        yield entry, f"{FOLDER}/{entry.name}.dark.svg", render(entry, DARK)
+
+
+def skeleton(svg: str) -> tuple[str, list[float]]:
+    """A drawing without its coordinates, and the coordinates. Names that are hashes are numbered."""
+    order: dict[str, str] = {}
+    plain = HASH.sub(lambda match: order.setdefault(match[0], f"n{len(order)}"), svg)
+    numbers: list[float] = []
+
+    def take(match: re.Match[str]) -> str:
+        if match[0].startswith("<"):
+            return match[0]
+        numbers.append(float(match[0]))
+        return "0"
+
+    return NUMBER.sub(take, plain), numbers
+
+
+def same_drawing(one: str, other: str) -> bool:
+    """Whether nobody could see a difference."""
+    shape, numbers = skeleton(one)
+    other_shape, other_numbers = skeleton(other)
+    close = all(abs(a - b) <= TOLERANCE for a, b in zip(numbers, other_numbers, strict=False))
+    return shape == other_shape and len(numbers) == len(other_numbers) and close
+
+
+def chapters(root: Path) -> list[Path]:
+    """Every page of the book."""
+    return sorted((root / "lit").rglob("*.md"))
+
+
+def with_alternatives(text: str) -> str:
+    """A chapter in which every picture has the alternative text that its function states."""
+
+    def fill(match: re.Match[str]) -> str:
+        entry = PICTURES.get(match["name"])
+        if entry is None:
+            return match[0]
+        image = f"![{entry.alt}]({match['folder']}pictures/{entry.name}.svg)"
+        return textwrap.fill(image, WIDEST_LINE, break_long_words=False, break_on_hyphens=False)
+
+    return SHOWN.sub(fill, text)
+
+
+def draw(names: Sequence[str] = (), root: Path = ROOT) -> list[str]:
+    """Write the pictures that are missing or differ, and the alternative texts; returns what was written."""
+    written = []
+    for _, place, svg in drawings(names):
+        path = root / place
+        if path.exists() and same_drawing(path.read_text(encoding="utf-8"), svg):
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(svg, encoding="utf-8")
+        written.append(f"drew {place}, {len(svg):,} bytes")
+    for page in chapters(root):
+        text = page.read_text(encoding="utf-8")
+        if (filled := with_alternatives(text)) != text:
+            page.write_text(filled, encoding="utf-8")
+            written.append(f"wrote alternative texts into {page.relative_to(root)}")
+    return written or ["all pictures are up to date"]
+
+
+def check(names: Sequence[str] = (), root: Path = ROOT) -> list[str]:
+    """What differs between the committed pictures and what the model draws now; empty if nothing does."""
+    problems = []
+    for _, place, svg in drawings(names):
+        path = root / place
+        if not path.exists():
+            problems.append(f"{place} is missing. Draw it: make pictures")
+        elif not same_drawing(path.read_text(encoding="utf-8"), svg):
+            problems.append(f"{place} is not what the code draws now. Look at it again: make pictures")
+        if len(svg) > LARGEST:
+            problems.append(f"{place} has {len(svg):,} bytes, more than {LARGEST:,}: draw fewer points")
+    return problems + check_chapters(root)
+
+
+def check_chapters(root: Path) -> list[str]:
+    """Pictures that no page shows, pages that show what does not exist, and alternative texts that differ."""
+    problems = []
+    shown = set()
+    for page in chapters(root):
+        text = page.read_text(encoding="utf-8")
+        place = page.relative_to(root)
+        for match in SHOWN.finditer(text):
+            shown.add(match["name"])
+            if match["name"] not in PICTURES:
+                problems.append(f"{place}: no function draws {match['name']}; write one in tools/pictures/")
+        if with_alternatives(text) != text:
+            problems.append(f"{place}: an alternative text is not that of its picture: make pictures")
+    for name in sorted(PICTURES.keys() - shown):
+        problems.append(f"no page shows {FOLDER}/{name}.svg: put ![](pictures/{name}.svg) where it helps")
+    for path in sorted((root / FOLDER).glob("*.svg")):
+        if path.name.split(".")[0] not in PICTURES:
+            problems.append(f"{path.relative_to(root)} is drawn by no function: remove it, or write one")
+    return problems
