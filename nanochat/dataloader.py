@@ -160,16 +160,14 @@ def _start_pump(blocks: Iterator[Block], owner: object) -> tuple[Prepared, weakr
     return out, weakref.finalize(owner, end)
 
 
-def require_tokens(data: str, split: str, tokenizer: Tokenizer, wanted: int) -> None:
-    """Raise UserError if one pass over the split has fewer than `wanted` tokens to predict."""
+def tokens_up_to(enough: int, data: str, split: str, tokenizer: Tokenizer) -> int:
+    """How many tokens one pass over the split has to predict; counting ends when there are `enough`."""
     have = -1  # the first token of the stream is nobody's target
     for _, tokens in _stream(row_groups(parquet_files(data, split)), tokenizer, Place(), endless=False):
         have += len(tokens)
-        if have >= wanted:
-            return
-    raise UserError(
-        f"the {split} split of {data} holds {have:,} tokens to predict, not {wanted:,}: ask for fewer"
-    )
+        if have >= enough:
+            break
+    return have
 
 
 class TokenLoader:

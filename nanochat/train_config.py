@@ -33,7 +33,9 @@ class TrainConfig:
     seed: int = flag(42, "seed of the weights and of the order of the data")
     device_type: str = flag("", "cuda, mps or cpu (without: the first of these there is)", choices=DEVICES)
     dtype: str = flag("auto", "format of matrix products", choices=("auto", "bfloat16", "float32"))
-    compile: str = flag("auto", "compile the blocks, or let it depend", choices=("auto", "true", "false"))
+    compile: str = flag("auto", "compile the blocks (auto: where it pays)", choices=("auto", "true", "false"))
+    trace: bool = flag(False, "print every call of the model's functions up to the first step")
+    statistics: bool = flag(False, "with --trace: mean, deviation and largest magnitude of each tensor")
     # the model
     gpt: str = flag("book", "whose model: book, mine (workshop/), reference, or the path of a .py file")
     depth: int = flag(20, "number of blocks; the width follows from it")
@@ -46,10 +48,10 @@ class TrainConfig:
     vocab_size: int = flag(0, "V, choosing the tokenizer (0: the default size)")
     shuffle_window: int = flag(SHUFFLE_WINDOW, "sequences shuffled together (1: the order of the text)")
     # how long: the first of the three that is positive decides
-    num_iterations: int = flag(-1, "optimizer steps")
-    target_flops: float = flag(-1.0, "floating point operations")
+    num_iterations: int = flag(-1, "optimizer steps (-1: --target_flops decides, or the ratio below)")
+    target_flops: float = flag(-1.0, "floating point operations (-1: --target_param_data_ratio decides)")
     target_param_data_ratio: float = flag(20.0, "training tokens for each parameter")
-    time_limit: float = flag(-1.0, "seconds after which to stop early, the schedule adapted")
+    time_limit: float = flag(-1.0, "seconds after which to stop early, the schedule adapted (-1: none)")
     # the optimization
     device_batch_size: int = flag(32, "B, sequences in one pass on one device; lower it to save memory")
     total_batch_size: int = flag(524288, "tokens in one optimizer step, over all passes and devices")
@@ -106,6 +108,10 @@ def refuse_impossible_values(config: TrainConfig) -> None:
         )
     if config.resume and config.model_tag:
         raise UserError(f"--resume={config.resume} goes on in that run's folder: leave out --model_tag")
+    if config.trace and config.compile == "true":
+        raise UserError("--trace cannot look into compiled blocks: leave out --compile=true")
+    if config.statistics and not config.trace:
+        raise UserError("--statistics says more about what --trace prints: add --trace")
 
 
 def model_shape(config: TrainConfig, vocab_size: int) -> dict[str, int]:
@@ -169,18 +175,26 @@ def world_size() -> int:
 
 
 def open_tokenizer(config: TrainConfig) -> Tokenizer:
-    """The tokenizer of this run, after checking that corpus and tokenizer exist and the evaluation fits.
+    """The tokenizer of this run, after checking that it and the corpus exist. Imports no PyTorch.
 
-    Raises UserError naming the command that makes what is missing, or the flag to change. Imports no PyTorch.
+    Raises UserError naming the command that makes what is missing.
     """
     parquet_files(config.data, "train")
     parquet_files(config.data, "val")
-    tokenizer = Tokenizer.load(tokenizer_folder(config.data, config.vocab_size or DEFAULT_VOCAB_SIZE))
-    if config.eval_every > 0 and config.eval_tokens > 0:
-        from nanochat.dataloader import require_tokens
+    return Tokenizer.load(tokenizer_folder(config.data, config.vocab_size or DEFAULT_VOCAB_SIZE))
 
-        try:
-            require_tokens(config.data, "val", tokenizer, config.eval_tokens)
-        except UserError as error:
-            raise UserError(f"--eval_tokens={config.eval_tokens}: {error}; -1 takes all of it") from error
-    return tokenizer
+
+def refuse_a_short_split(config: TrainConfig, tokenizer: Tokenizer) -> None:
+    """Raise UserError, with values that fit, if --eval_tokens is more than there is. Imports no PyTorch."""
+    if config.eval_every <= 0 or config.eval_tokens == -1:
+        return
+    from nanochat.dataloader import tokens_up_to
+
+    have = tokens_up_to(config.eval_tokens, config.data, "val", tokenizer)
+    unit = config.device_batch_size * config.max_seq_len * world_size()
+    fitting = f", or --eval_tokens={have // unit * unit}" if have >= unit else ""
+    if have < config.eval_tokens:
+        raise UserError(
+            f"--eval_tokens={config.eval_tokens}: the validation split of {config.data} has {have:,} tokens"
+            f" to predict. Take --eval_tokens=-1 (all of them){fitting}"
+        )

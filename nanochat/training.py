@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -48,7 +49,13 @@ from nanochat.models import choose_gpt, load_gpt
 from nanochat.normans_gpt import GPT
 from nanochat.run_log import RunLog, plot_metrics
 from nanochat.tokenizer import Tokenizer
-from nanochat.train_config import TrainConfig, accumulation_steps, evaluation_steps, model_shape
+from nanochat.train_config import (
+    TrainConfig,
+    accumulation_steps,
+    evaluation_steps,
+    model_shape,
+    world_size,
+)
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -252,7 +259,7 @@ def compile_blocks(model: GPT) -> None:
 
 def worth_compiling(config: TrainConfig, device: torch.device, expected_seconds: float) -> bool:
     """Whether to compile: as the flag says; on "auto" on CUDA, and on a CPU when the run is long."""
-    if config.compile != "auto":
+    if config.compile != "auto" or config.trace:
         return config.compile == "true"
     long_enough = device.type == "cuda" or (device.type == "cpu" and expected_seconds > COMPILING_PAYS_AFTER)
     return long_enough and compiler_works(device)
@@ -267,6 +274,16 @@ def compiler_works(device: torch.device) -> bool:
         print0(f"torch.compile does not work here, so training goes on without: {reason[:150]}")
         return False
     return True
+
+
+def watch_calls(config: TrainConfig, model: ModuleType, ranks: Ranks) -> AbstractContextManager[Any]:
+    """With --trace, report the calls of the model's functions inside the block; first process only."""
+    if not (config.trace and ranks.first):
+        return nullcontext()
+    from nanochat.trace import trace
+
+    say = functools.partial(say_around_a_bar, ranks=ranks)
+    return trace(model, out=say, statistics=config.statistics)
 
 
 def planned_steps(config: TrainConfig, parameters: int, flops_per_token: int) -> int:
@@ -396,6 +413,14 @@ def keep_samples(folder: Path, step: int, samples: list[str]) -> None:
     write_atomically(path, f"{before}--- step {step}\n" + "\n\n".join(samples) + "\n")
 
 
+def refuse_what_is_not_there(config: TrainConfig) -> None:
+    """Raise UserError for a run or a device that is asked for and absent."""
+    if config.resume:
+        find_run(config.resume)
+    if config.device_type and world_size() == 1:  # with several, each process checks its own, later
+        pick_device(config.device_type)
+
+
 def refuse_another_model(
     saved: Checkpoint, shape: dict[str, int], tokenizer: Tokenizer, config: TrainConfig
 ) -> None:
@@ -475,20 +500,23 @@ def training_run(config: TrainConfig, tokenizer: Tokenizer, ranks: Ranks, signal
     shape = model_shape(config, tokenizer.vocab_size)
     whose = choose_gpt(config.gpt).record()
     chosen = load_gpt(config.gpt)
-    with torch.device("meta"):
-        model: GPT = chosen.GPT(chosen.GPTConfig(**shape))
-    model.to_empty(device=device)
-    model.init_weights()
-    optimizers = model.setup_optimizers(
-        unembedding_lr=config.unembedding_lr,
-        embedding_lr=config.embedding_lr,
-        matrix_lr=config.matrix_lr,
-        weight_decay=config.weight_decay,
-    )
+    watched = functools.partial(watch_calls, config, chosen, ranks)
+    with watched():
+        with torch.device("meta"):
+            model: GPT = chosen.GPT(chosen.GPTConfig(**shape))
+        model.to_empty(device=device)
+        model.init_weights()
+        optimizers = model.setup_optimizers(
+            unembedding_lr=config.unembedding_lr,
+            embedding_lr=config.embedding_lr,
+            matrix_lr=config.matrix_lr,
+            weight_decay=config.weight_decay,
+        )
+        flops_per_token = model.estimate_flops()
     passes = accumulation_steps(config, ranks.world_size)
     parameters = sum(p.numel() for p in model.parameters())
-    flops_per_step = model.estimate_flops() * config.total_batch_size
-    steps = planned_steps(config, parameters, model.estimate_flops())
+    flops_per_step = flops_per_token * config.total_batch_size
+    steps = planned_steps(config, parameters, flops_per_token)
     peak, peak_source = peak_flops(device, dtype)
     expected_seconds = steps * flops_per_step / (0.3 * peak * ranks.world_size)
     if config.time_limit > 0:
@@ -508,6 +536,7 @@ def training_run(config: TrainConfig, tokenizer: Tokenizer, ranks: Ranks, signal
         tokenizer.save(folder / "tokenizer")
     else:
         folder = runs_folder()  # only the first process writes
+    first_step = progress.step
     saved_at = progress.step if config.resume else -1
     log = RunLog(folder, progress.records, enabled=ranks.first)
     loader = open_loader(config, "train", tokenizer, place, position)
@@ -536,7 +565,8 @@ def training_run(config: TrainConfig, tokenizer: Tokenizer, ranks: Ranks, signal
         f"vocabulary {shape['vocab_size']:,}: {parameters:,} parameters"
     )
     say(
-        f"plan: {steps:,} steps of {config.total_batch_size:,} tokens; a step is {passes} passes of"
+        f"plan: {steps:,} steps of {config.total_batch_size:,} tokens;"
+        f" a step is {passes} {'pass' if passes == 1 else 'passes'} of"
         f" {config.device_batch_size} x {config.max_seq_len}"
         + (f" on each of {ranks.world_size} processes" if ranks.world_size > 1 else "")
     )
@@ -590,7 +620,8 @@ def training_run(config: TrainConfig, tokenizer: Tokenizer, ranks: Ranks, signal
             if last:
                 break
             step_began = time.perf_counter()
-            loss = accumulate_gradients(model, batches, passes, place.autocast)
+            with watched() if progress.step == first_step else nullcontext():
+                loss = accumulate_gradients(model, batches, passes, place.autocast)
             average_gradients(model.parameters(), ranks)
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
             rate = learning_rate_multiplier(done, 1 / steps, config)

@@ -9,7 +9,7 @@ from nanochat.common import run_program
 from nanochat.flags import parse_flags
 from nanochat.learning.gaps import gaps_explained
 from nanochat.models import choose_gpt
-from nanochat.train_config import TrainConfig, open_tokenizer
+from nanochat.train_config import TrainConfig, open_tokenizer, refuse_a_short_split
 
 if TYPE_CHECKING:
     from nanochat.training import Result
@@ -21,6 +21,11 @@ def train(config: TrainConfig) -> Result:
     """Train as `config` says; everything that can be refused is refused before PyTorch is imported."""
     choose_gpt(config.gpt)
     tokenizer = open_tokenizer(config)
+    if config.resume or config.device_type:
+        from nanochat import training
+
+        training.refuse_what_is_not_there(config)
+    refuse_a_short_split(config, tokenizer)
     from nanochat import training
 
     with gaps_explained(config.gpt):

@@ -234,6 +234,8 @@ def run(session: Session, args: argparse.Namespace) -> int:
         )
     if report.stopped:
         return 1
+    if args.then_train:
+        return 0
     print(WHAT_NEXT)
     return 1 if failing else 0
 
@@ -486,6 +488,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for name in ("hint", "solution"):
         made[name].add_argument("step", metavar="STEP", help=one)
     made["run"].add_argument("--no-trace", action="store_true", help="do not print every call of the model")
+    made["run"].add_argument(
+        "--then-train", action="store_true", help="status 0 wherever the training runs to its end"
+    )
     made["check"].add_argument("--file", metavar="F", help="another file than yours; nothing is remembered")
     for name in ("check", "status"):
         made[name].add_argument("--json", action="store_true", help="for programs")

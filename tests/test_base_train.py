@@ -168,7 +168,12 @@ def run_and_tell(arguments: list[str]) -> tuple[int, str, bool]:
         (["--dept=4"], "did you mean --depth"),
         (["--data=nowhere"], "there is no corpus 'nowhere'"),
         (["--vocab_size=301"], "--vocab_size=301"),
-        (["--eval_tokens=32000000"], "tokens to predict, not 32,000,000: ask for fewer; -1 takes all"),
+        (
+            ["--eval_tokens=32000000"],
+            "tokens to predict. Take --eval_tokens=-1 (all of them), or --eval_tokens=",
+        ),
+        (["--statistics"], "--statistics says more about what --trace prints: add --trace"),
+        (["--trace", "--compile=true"], "--trace cannot look into compiled blocks: leave out --compile=true"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_before_torch_is_loaded(arguments: list[str], message: str) -> None:
@@ -183,14 +188,30 @@ def test_what_is_wrong_is_said_in_one_line_before_torch_is_loaded(arguments: lis
 
 def test_an_evaluation_must_fit_the_validation_text() -> None:
     wanted = 1_000_000 // 32 * 32
-    with pytest.raises(UserError, match=rf"--eval_tokens={wanted}: .* holds [\d,]+ tokens .*, not") as caught:
+    with pytest.raises(
+        UserError, match=rf"--eval_tokens={wanted}: .* has [\d,]+ tokens to predict"
+    ) as caught:
         train(tiny_config(eval_tokens=wanted))
-    have = int(re.search(r"holds ([\d,]+) tokens", str(caught.value))[1].replace(",", ""))  # type: ignore[index]
-    base_train.open_tokenizer(tiny_config(eval_tokens=have // 32 * 32))
+    have = int(re.search(r"has ([\d,]+) tokens", str(caught.value))[1].replace(",", ""))  # type: ignore[index]
+    tokenizer = base_train.open_tokenizer(tiny_config())
+    check = base_train.refuse_a_short_split
+    fitting = have // 32 * 32
+    assert str(caught.value).endswith(f"Take --eval_tokens=-1 (all of them), or --eval_tokens={fitting}")
+    check(tiny_config(eval_tokens=fitting), tokenizer)
     with pytest.raises(UserError):
-        base_train.open_tokenizer(tiny_config(eval_tokens=(have // 32 + 1) * 32))
-    base_train.open_tokenizer(tiny_config(eval_tokens=-1))
-    base_train.open_tokenizer(tiny_config(eval_every=-1, eval_tokens=wanted))
+        check(tiny_config(eval_tokens=fitting + 32), tokenizer)
+    check(tiny_config(eval_tokens=-1), tokenizer)
+    check(tiny_config(eval_every=-1, eval_tokens=wanted), tokenizer)
+
+
+def test_what_was_asked_for_is_missed_first() -> None:
+    """A run or device that is not there is named before the size of an evaluation is."""
+    too_many = 1_000_000 // 32 * 32
+    with pytest.raises(UserError, match="no run 'nothing'"):
+        train(tiny_config(eval_tokens=too_many, resume="nothing"))
+    absent = "mps" if not torch.backends.mps.is_available() else "cuda"
+    with pytest.raises(UserError, match=f"--device_type={absent}"):
+        train(tiny_config(eval_tokens=too_many, device_type=absent))
 
 
 # --- shape, horizon, schedule ----------------------------------------
@@ -330,6 +351,46 @@ def test_core_is_said_to_be_missing_and_training_goes_on(capsys: pytest.CaptureF
     result = train(tiny_config(core_metric_every=2000, num_iterations=1))
     assert result.finished
     assert sum("CORE metric: not available yet" in line for line in capsys.readouterr().out.splitlines()) == 1
+
+
+def test_the_trace_shows_the_model_up_to_the_first_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[bool] = []
+    real = training.evaluate
+
+    def evaluate(*arguments: Any) -> float:
+        seen.append(sys.getprofile() is None)
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    traced = train(tiny_config(trace=True, num_iterations=2, eval_every=1, compile="auto"))
+    lines = capsys.readouterr().out.splitlines()
+    debug = [line for line in lines if line.startswith("[DEBUG]")]
+    called = [line.removeprefix("[DEBUG] ") for line in debug if line.endswith("() called")]
+    outermost = [line for line in called if not line.startswith(" ")]
+    passes = accumulation_steps(tiny_config(), 1)
+    assert [line for line in outermost if line.startswith("GPT")] == [
+        "GPTConfig.__post_init__() called",
+        "GPT.__init__() called",
+        "GPT.init_weights() called",
+        "GPT.setup_optimizers() called",
+        "GPT.estimate_flops() called",
+        *["GPT.forward() called"] * passes,
+    ]
+    assert "[DEBUG]   idx.shape: torch.Size([2, 16]) int64" in debug
+    assert not any(" std " in line for line in debug)
+    assert lines.index(debug[-1]) < next(i for i, line in enumerate(lines) if line.startswith("step 00000"))
+    assert seen == [True, True, True]  # off during evaluation
+    assert not traced.compiled
+    plain = train(tiny_config(num_iterations=2, eval_every=1))
+    assert "[DEBUG]" not in capsys.readouterr().out
+    assert records(plain.folder) == records(traced.folder)  # looking changes nothing
+    train(tiny_config(trace=True, statistics=True, num_iterations=1, eval_every=-1))
+    assert re.search(r"DEBUG\].*float32 mean \S+ std \S+ max ", capsys.readouterr().out)
+    monkeypatch.setenv("RANK", "1")
+    with training.watch_calls(tiny_config(trace=True), types.ModuleType("x"), Ranks(1, 1, 2)) as nothing:
+        assert nothing is None
 
 
 def test_a_run_learns_and_leaves_its_records(

@@ -50,7 +50,7 @@ def test_two_ranks_are_one_with_twice_the_passes(base: Path) -> None:
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert len(re.findall(r"^step \d", out, re.MULTILINE)) == 8  # only the first process prints
-    assert "1 passes of 2 x 16 on each of 2 processes" in out
+    assert "1 pass of 2 x 16 on each of 2 processes" in out
     train(tiny_config(model_tag="one", total_batch_size=64))
     one, two = load_checkpoint(base / "one"), load_checkpoint(base / "two")
     for name in one.model:

@@ -170,27 +170,88 @@ def test_the_quick_script_is_the_seeds_command() -> None:
         assert f"    {flag} \\\n" in text
 
 
+def pretend(clone: Path, status: int) -> None:
+    """A Makefile whose environment is a python that only notes what it is asked; `learn` ends with status."""
+    noting = f'#!/bin/sh\\necho "$$@" >> called\\n[ "$$2" != scripts.learn ] || exit {status}\\n'
+    make = f"mkdir -p .venv/bin && printf '{noting}' > .venv/bin/python && chmod +x .venv/bin/python"
+    (clone / "Makefile").write_text(f"environment:\n\t{make}\n")
+
+
 @pytest.mark.parametrize("name", ["local_cpu_own_gpt_transformer.sh", "local_cpu_train.sh"])
 def test_the_scripts_run_where_nothing_is_prepared(name: str, tmp_path: Path) -> None:
     """The first three commands of each script, with a python that only notes what it is asked."""
     clone = tmp_path / "clone"
     (clone / "scripts").mkdir(parents=True)
     (clone / "scripts" / name).write_text((ROOT / "scripts" / name).read_text())
-    noting = '#!/bin/sh\\necho "$$@" >> called\\n'
-    make = f"mkdir -p .venv/bin && printf '{noting}' > .venv/bin/python && chmod +x .venv/bin/python"
-    (clone / "Makefile").write_text(f"environment:\n\t{make}\n")
+    pretend(clone, 0)
     for extra in ([], ["--num_iterations=3"]):
         subprocess.run(
             ["bash", str(clone / "scripts" / name), *extra], cwd=tmp_path, check=True, capture_output=True
         )
     called = (clone / "called").read_text().splitlines()
-    assert [line.split()[1] for line in called] == 2 * [
-        "nanochat.dataset",
-        "scripts.tok_train",
-        "scripts.base_train",
-    ]
+    first = ["scripts.learn"] if "own" in name else []
+    expected = [*first, "nanochat.dataset", "scripts.tok_train", "scripts.base_train"]
+    assert [line.split()[1] for line in called] == 2 * expected
     assert called[-1].endswith("--num_iterations=3")
-    flags = called[2].split()[2:]
+    flags = called[len(expected) - 1].split()[2:]
     values = {flag[2:].split("=")[0]: flag.split("=")[1] for flag in flags}
     kinds = {name: type(getattr(tiny_config(), name)) for name in values}
     TrainConfig(**{name: kinds[name](value) for name, value in values.items()})
+
+
+@pytest.mark.parametrize(
+    ("chosen", "arguments", "whose"),
+    [
+        ("", [], "mine"),
+        ("mine", [], "mine"),
+        ("book", [], "book"),
+        ("", ["--gpt=book"], "book"),
+        ("", ["--num_iterations=3", "--gpt", "reference"], "reference"),
+        ("book", ["--gpt=mine"], "mine"),
+    ],
+)
+def test_whose_model_the_quick_script_tries_is_said(
+    chosen: str, arguments: list[str], whose: str, tmp_path: Path
+) -> None:
+    (tmp_path / "scripts").mkdir()
+    script = tmp_path / "scripts" / "own.sh"
+    script.write_text((ROOT / "scripts" / "local_cpu_own_gpt_transformer.sh").read_text())
+    pretend(tmp_path, 1)  # there is a gap
+    environment = {name: value for name, value in os.environ.items() if name != "GPT"}
+    if chosen:
+        environment["GPT"] = chosen
+    done = subprocess.run(
+        ["bash", str(script), *arguments], env=environment, capture_output=True, check=False
+    )
+    called = [line.split()[1] for line in (tmp_path / "called").read_text().splitlines()]
+    if whose == "mine":  # stops at the gap, before any data
+        assert done.returncode == 1
+        assert called == ["scripts.learn"]
+    else:
+        assert done.returncode == 0
+        assert called == ["nanochat.dataset", "scripts.tok_train", "scripts.base_train"]
+        assert f"--gpt={whose} " in (tmp_path / "called").read_text().splitlines()[-1] + " "
+
+
+def test_the_quick_script_brings_a_learner_to_the_first_gap(tmp_path: Path) -> None:
+    """The skeleton is copied, run with the trace on, and stopped at, before anything is prepared."""
+    workshop, base = tmp_path / "workshop", tmp_path / "base"
+    environment = {**os.environ, "NANOCHAT_WORKSHOP": str(workshop), "NANOCHAT_BASE_DIR": str(base)}
+    environment.pop("GPT", None)
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / "local_cpu_own_gpt_transformer.sh")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    skeleton = (ROOT / "skeleton" / "normans_gpt.py").read_text()
+    assert (workshop / "normans_gpt.py").read_text() == skeleton
+    said = done.stdout
+    assert said.index("[DEBUG] GPT.__init__() called") < said.index(
+        "NotImplementedError: TODO: Implement GPT.__init__"
+    )
+    for word in ("missing", "why now", "read       lit/10-", "write      ", "normans_gpt.py:"):
+        assert word in said
+    assert not base.exists()
