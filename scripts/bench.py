@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat.common import UserError, peak_memory_bytes, pick_device, run_program, write_atomically
 from nanochat.flags import parse_flags
+from nanochat.learning.gaps import gaps_explained
+from nanochat.models import choose_gpt, load_gpt
 from scripts.quickstart import CPU
 
 if TYPE_CHECKING:
@@ -82,6 +84,7 @@ class Case:
     loss: str = "in chunks"  # or "all at once"
     cached: bool = True  # decoding: with a key-value cache
     count: int = 1  # threads of the tokenizer, prompts of decoding
+    gpt: str = "book"  # whose model
 
 
 SEED = Size(n_layer=4, n_embd=256, n_head=2, vocab_size=65536, T=512, B=1)
@@ -246,11 +249,10 @@ def build_model(case: Case, device: torch.device) -> GPT:
     """The model of a case, on its device, with its starting weights."""
     import torch
 
-    from nanochat.normans_gpt import GPT, GPTConfig
-
-    size = case.size
+    module, size = load_gpt(case.gpt), case.size
+    shape = module.GPTConfig(size.T, size.vocab_size, size.n_layer, size.n_head, size.n_head, size.n_embd)
     with torch.device("meta"):
-        model = GPT(GPTConfig(size.T, size.vocab_size, size.n_layer, size.n_head, size.n_head, size.n_embd))
+        model: GPT = module.GPT(shape)
     model.to_empty(device=device)
     model.init_weights()
     return model
@@ -271,12 +273,14 @@ def compile_as_asked(case: Case, model: GPT) -> Callable[[Tensor, Tensor], Tenso
     """What to call for the loss: the model, compiled in the way the case asks for."""
     import torch
 
-    from nanochat import normans_gpt
     from nanochat.training import compile_blocks
 
     if case.loss == "all at once":
         rival = torch.compile(all_at_once, dynamic=False) if case.compiled == "blocks" else all_at_once
-        vars(normans_gpt)["softcapped_cross_entropy"] = rival
+        names = vars(sys.modules[type(model).__module__])
+        if "softcapped_cross_entropy" not in names:
+            raise UserError(f"--gpt={case.gpt} has a loss of its own, which cannot be exchanged")
+        names["softcapped_cross_entropy"] = rival
     if case.compiled == "whole":
         return torch.compile(model, dynamic=False)
     if case.compiled == "blocks":
@@ -595,6 +599,7 @@ class BenchConfig:
     cases: str = flag("", f"groups to measure, joined by commas (without: all): {', '.join(GROUPS)}")
     repeats: int = flag(0, "repetitions of each case (0: 9, with --quick 2)")
     quick: bool = flag(False, "tiny sizes and no compiler, only to see that it works")
+    gpt: str = flag("book", "whose model: book, mine, reference, or the path of a .py file")
     out: str = flag("", "file for the record (without: results/bench-DEVICE.json for a full run, else none)")
     show: str = flag("", "print the tables of an earlier record; measure nothing")
 
@@ -620,7 +625,7 @@ class BenchConfig:
         if missing := [name for name in wanted if name not in every]:
             size = "--quick" if self.quick else f"a device of type {device_type}"
             raise UserError(f"--cases: {missing[0]} is not measured on {size}; there are {', '.join(every)}")
-        return {name: every[name] for name in wanted}
+        return {name: [replace(case, gpt=self.gpt) for case in every[name]] for name in wanted}
 
     def as_flags(self) -> list[str]:
         """The flags that make this configuration, defaults left out."""
@@ -631,7 +636,7 @@ class BenchConfig:
         """Where the record goes, if anywhere."""
         if self.out:
             return Path(self.out)
-        whole = not (self.cases or self.quick)
+        whole = self.gpt == "book" and not (self.cases or self.quick)
         return Path("results") / f"bench-{device_type}.json" if whole else None
 
 
@@ -639,6 +644,7 @@ def measure(config: BenchConfig) -> dict[str, Any]:
     """The whole record of a run: every group of cases, measured in turns."""
     device_type = pick_device(config.device_type).type
     groups = config.groups(device_type)
+    try_model(config.gpt)
     began, load_before = time.time(), os.getloadavg()
     kept = os.environ.get("NANOCHAT_BASE_DIR")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
@@ -664,6 +670,19 @@ def measure(config: BenchConfig) -> dict[str, Any]:
         "text": text,
         "groups": records,
     }
+
+
+def try_model(gpt: str) -> None:
+    """Build --gpt's model at a tiny size and use all of it once. Raises UserError at a gap in the file."""
+    import torch
+
+    case = Case("steps", "trial", "step", TINY, gpt=gpt)
+    with gaps_explained(gpt):
+        model = build_model(case, torch.device("cpu"))
+        model.setup_optimizers()
+        model.estimate_flops()
+        model(torch.zeros(1, TINY.T, dtype=torch.long), torch.zeros(1, TINY.T, dtype=torch.long))
+        next(model.generate([0], 1))
 
 
 def measure_and_describe(cases: list[Case], device_type: str, config: BenchConfig) -> list[dict[str, Any]]:
@@ -812,6 +831,7 @@ def main() -> None:
     if config.show:
         print(tables(read_record(Path(config.show))), end="")
         return
+    choose_gpt(config.gpt)
     record = measure(config)
     print(tables(record), end="")
     if target := config.target(pick_device(config.device_type).type):
@@ -830,6 +850,8 @@ def read_record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != 1:
             raise UserError(f"--show={path}: format {record['format']}, but this version reads format 1")
+    except FileNotFoundError:
+        raise UserError(f"--show={path}: there is no such file; records are in results/") from None
     except (OSError, ValueError, LookupError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"--show={path} is no record of this program ({reason})") from error

@@ -86,7 +86,11 @@ def test_the_tables_can_be_printed_again(quick):
         (["--repeats=-1"], "error: --repeats=-1: must be positive"),
         (["--repeats=few"], "error: --repeats: wants a whole number, not 'few'"),
         (["--quick", "--device_type=cpu", "--cases=d12"], "error: --cases: d12 is not measured on --quick;"),
-        (["--show=nowhere.json"], "error: --show=nowhere.json is no record of this program (FileNotFound"),
+        (
+            ["--show=nowhere.json"],
+            "error: --show=nowhere.json: there is no such file; records are in results/",
+        ),
+        (["--gpt=mien"], "error: --gpt=mien is none of book, reference, mine"),
         (["--show=LICENSE"], "error: --show=LICENSE is no record of this program (JSONDecodeError"),
     ],
 )
@@ -103,6 +107,27 @@ def test_only_a_full_run_replaces_the_record():
     assert bench.BenchConfig(cases="steps").target("cpu") is None
     assert bench.BenchConfig(quick=True).target("cpu") is None
     assert bench.BenchConfig(quick=True, out="x.json").target("cpu") == Path("x.json")
+    assert bench.BenchConfig(gpt="mine").target("cpu") is None
+
+
+def test_another_model_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every case builds the chosen file's model; a gap in it is explained before anything starts."""
+    source = (ROOT / "nanochat" / "normans_gpt.py").read_text()
+    mine = tmp_path / "normans_gpt.py"
+    mine.write_text(source)
+    groups = bench.BenchConfig(gpt=str(mine), quick=True).groups("cpu")
+    assert {case.gpt for cases in groups.values() for case in cases} == {str(mine)}
+    step = next(case for case in groups["steps"] if case.work == "step")
+    model = bench.build_model(step, torch.device("cpu"))
+    assert Path(sys.modules[type(model).__module__].__file__ or "") == mine
+    bench.try_model(str(mine))
+    bench.compile_as_asked(replace(step, loss="all at once"), model)
+    assert sys.modules[type(model).__module__].softcapped_cross_entropy is bench.all_at_once
+    monkeypatch.setenv("NANOCHAT_WORKSHOP", str(tmp_path / "workshop"))
+    (tmp_path / "workshop").mkdir()
+    (tmp_path / "workshop" / "normans_gpt.py").write_text((ROOT / "skeleton" / "normans_gpt.py").read_text())
+    with pytest.raises(UserError, match=r"TODO: Implement GPT\.__init__"):
+        bench.try_model("mine")
 
 
 def test_every_group_has_cases_on_some_device():
