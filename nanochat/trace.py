@@ -195,6 +195,8 @@ class Difference:
     where: str
     tensor: str
     how: str
+    agreed: int = 0  # tensors compared before it, all alike
+    pair: tuple[Tensor, Tensor] | None = None  # this model's and the expected one
 
     def __str__(self) -> str:
         return f"{self.where}: {self.tensor} {self.how}" if self.tensor else f"{self.where}: {self.how}"
@@ -205,20 +207,22 @@ def first_difference(mine: Trace, expected: Trace, tolerance: float = 1e-5) -> D
     common = {call.name for call in mine.calls} & {call.name for call in expected.calls}
     ours, theirs = moments_of(mine, common), moments_of(expected, common)
     counts: dict[str, int] = {}
+    agreed = 0
     for (where, tensors), (other, others) in zip(ours, theirs, strict=False):
         if where != other:
-            return Difference(where, "", f"comes where the expected model has: {other}")
+            return Difference(where, "", f"comes where the expected model has: {other}", agreed)
         counts[where] = counts.get(where, 0) + 1
         place = f"{where} (time {counts[where]})"
         for (name, x), (_, y) in zip(tensors, others, strict=False):
             if how := unlike(x, y, tolerance):
-                return Difference(place, name, how)
+                return Difference(place, name, how, agreed, (x, y))
+            agreed += 1
         if len(tensors) != len(others):
-            return Difference(place, "", f"has {len(tensors)} tensors, expected {len(others)}")
+            return Difference(place, "", f"has {len(tensors)} tensors, expected {len(others)}", agreed)
     if len(ours) != len(theirs):
         shorter, longer = sorted((ours, theirs), key=len)
         side = "the expected model" if shorter is ours else "this model"
-        return Difference(longer[len(shorter)][0], "", f"happens in {side} only")
+        return Difference(longer[len(shorter)][0], "", f"happens in {side} only", agreed)
     return None
 
 
@@ -238,5 +242,5 @@ def unlike(x: Tensor, y: Tensor, tolerance: float) -> str:
     index = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))
     return (
         f"differs by {error.max().item():.3g}, most at {list(index)}: "
-        f"{a[index].item():.6g}, expected {b[index].item():.6g}"
+        f"{a[index].item():.6g}, expected {b[index].item():.6g} (the largest expected is {scale:.3g})"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from nanochat import normans_gpt
+from nanochat.common import UserError
 from nanochat.trace import Trace, first_difference, trace
 from scripts.learn_via_debug import debug_gpt_components as walk
 
@@ -214,6 +216,91 @@ def test_shapes_dtypes_and_nan_are_differences(tmp_path: Path) -> None:
         assert found.how.startswith(how)
 
 
+def compared(tmp_path: Path, old: str, new: str, **settings: float) -> tuple[str, bool]:
+    """What --against=book says of the model's file with one edit."""
+    mine = Path(changed(tmp_path, old, new).__file__ or "")
+    lines, same = walk.compare(
+        walk.WalkConfig(gpt=str(mine), against="book", text="we the people", length=9, **settings)  # type: ignore[arg-type]
+    )
+    return "\n".join(lines), same
+
+
+RELU2 = "F.relu(self.c_fc(x)).square()"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            RELU2,
+            "F.gelu(self.c_fc(x))",
+            ["MLP.forward returns (time 1): result differs by", "book.shape: torch.Size([1, 8, 128])"],
+        ),
+        (RELU2, "F.relu(self.c_fc(x)).square().double().float()[:, :1].expand(-1, 8, -1)", ["MLP.forward"]),
+        (
+            RELU2,
+            "F.relu(self.c_fc(x)).detach() * F.relu(self.c_fc(x))",
+            ["backward: gradient of transformer.h.1.mlp.c_fc.weight differs by"],
+        ),
+        (
+            "        q, k = norm(q), norm(k)",
+            "        q, k = norm(q), k",
+            ["comes where the expected model has"],
+        ),
+    ],
+)
+def test_two_models_are_compared_and_the_first_difference_named(
+    tmp_path: Path, old: str, new: str, words: list[str]
+) -> None:
+    said, same = compared(tmp_path, old, new)
+    assert not same
+    assert said.startswith("different: --gpt=")
+    for word in words:
+        assert word in said
+    if "differs by" in said:
+        assert re.search(r"\n    book\.shape: torch\.Size\(.*\) float32$", said)
+        detailed, _ = compared(tmp_path, old, new, statistics=True)
+        assert re.search(r"\n    book\.shape: .* float32 mean \S+ std \S+ max \S+$", detailed)
+
+
+def test_models_that_agree_are_said_to_and_how_much_was_compared(tmp_path: Path) -> None:
+    said, same = compared(tmp_path, RELU2, "F.relu(self.c_fc(x)) ** 2")
+    assert same
+    forward, gradients = map(
+        int, re.findall(r"(\d+) tensors of two forward passes and (\d+) gradients", said)[0]
+    )
+    assert forward > 100
+    assert gradients == 2 + 2 * 6
+    assert compared(tmp_path, RELU2, RELU2 + " * 1.0001")[1] is False
+    assert compared(tmp_path, RELU2, RELU2 + " * 1.0001", tolerance=1e-2)[1] is True
+
+
+def test_models_with_other_weights_are_not_compared(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"transformer\.h\.0\.attn\.c_proj\.bias is \(128,\) in --gpt=.* and missing"
+    ):
+        compared(
+            tmp_path,
+            "self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)",
+            "self.c_proj = nn.Linear(config.n_embd, config.n_embd)",
+        )
+
+
+def test_the_comparison_is_a_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flags, status in ((["--against=book"], 0), (["--gpt=book", "--against=boook"], None)):
+        monkeypatch.setattr(sys, "argv", ["walk", "--length=4", "--text=we the", *flags])
+        if status is None:
+            with pytest.raises(UserError, match="--gpt=boook is none of"):
+                walk.main()
+            continue
+        with pytest.raises(SystemExit) as caught:
+            walk.main()
+        assert caught.value.code == status
+        assert capsys.readouterr().out.startswith("the same: --gpt=book and --against=book")
+
+
 def test_the_walk_through_the_components(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
     story = "\n".join(walk.walk(walk.WalkConfig(depth=2, length=12)))
@@ -225,3 +312,7 @@ def test_the_walk_through_the_components(tmp_path: Path, monkeypatch: pytest.Mon
         assert f"| {name} | {tuple(weight.shape)} |" in story
     assert "| none |" not in story  # every weight has a gradient
     assert "(1, 11, 256) | float32" in story
+    assert "| mean | std |" not in story
+    assert "| rms | largest | mean | std |" in "\n".join(
+        walk.walk(walk.WalkConfig(length=6, statistics=True))
+    )

@@ -1,6 +1,6 @@
-"""One forward and one backward pass, component by component, on real text.
+"""One forward and one backward pass, component by component, on real text; or those of two models, compared.
 
-python -m scripts.learn_via_debug.debug_gpt_components [--run=TAG] [--text=…]
+python -m scripts.learn_via_debug.debug_gpt_components [--run=TAG] [--text=…] [--gpt=mine --against=book]
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from nanochat.common import UserError, run_program, write_atomically
 from nanochat.flags import parse_flags
 from nanochat.learning.gaps import gaps_explained
-from nanochat.models import load_gpt
+from nanochat.models import choose_gpt, load_gpt
 
 if TYPE_CHECKING:
     import torch
 
     from nanochat.normans_gpt import GPT
     from nanochat.tokenizer import Tokenizer
-    from nanochat.trace import Call
+    from nanochat.trace import Call, Difference, Trace
 
 EXCERPT = (  # George Washington, first annual message, 8 January 1790
     "I embrace with great satisfaction the opportunity which now presents itself of congratulating you "
@@ -35,6 +35,9 @@ class WalkConfig:
 
     run: str = field(default="", metadata={"help": "walk through this trained run, such as d4 or latest"})
     gpt: str = field(default="book", metadata={"help": "whose model: book, mine, or the path of a file"})
+    against: str = field(default="", metadata={"help": "compare with this model; name what differs first"})
+    tolerance: float = field(default=1e-5, metadata={"help": "what counts as equal, of the largest number"})
+    statistics: bool = field(default=False, metadata={"help": "mean, deviation and largest of each tensor"})
     text: str = field(default="", metadata={"help": "the text to read"})
     depth: int = field(default=2, metadata={"help": "blocks of the random model"})
     length: int = field(default=32, metadata={"help": "tokens to read"})
@@ -45,6 +48,8 @@ class WalkConfig:
         for name, least in (("depth", 1), ("length", 2)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name}={getattr(self, name)}: must be at least {least}")
+        if not 0 < self.tolerance < 1:
+            raise UserError(f"--tolerance={self.tolerance:g}: must be between 0 and 1")
 
 
 def some_text(config: WalkConfig) -> str:
@@ -60,12 +65,16 @@ def some_text(config: WalkConfig) -> str:
 
 
 def tokens_of(text: str, tokenizer: Tokenizer | None, length: int) -> tuple[list[int], list[str]]:
-    """Ids and their readable forms: the tokenizer's, or bytes."""
+    """Ids and their readable forms: the tokenizer's, or bytes. Raises UserError for fewer than two."""
     if tokenizer is None:
         ids = list(text.encode())[:length]
-        return ids, [repr(bytes([i]))[1:] for i in ids]
-    ids = [tokenizer.bos, *tokenizer.encode(text[: 20 * length])][:length]
-    return ids, [repr(tokenizer.decode([i])) for i in ids]
+        words = [repr(bytes([i]))[1:] for i in ids]
+    else:
+        ids = [tokenizer.bos, *tokenizer.encode(text[: 20 * length])][:length]
+        words = [repr(tokenizer.decode([i])) for i in ids]
+    if len(ids) < 2:
+        raise UserError(f"--text has {len(ids)} tokens; at least 2 are needed to predict one from the other")
+    return ids, words
 
 
 def random_model(module: Any, config: WalkConfig) -> GPT:
@@ -91,6 +100,18 @@ def random_model(module: Any, config: WalkConfig) -> GPT:
     return model
 
 
+def take_model(config: WalkConfig, gpt: str) -> tuple[Any, GPT, Tokenizer | None]:
+    """The module that a --gpt names, with a model: trained if there is a --run, random otherwise."""
+    module = load_gpt(gpt)
+    if not config.run:
+        return module, random_model(module, config), None
+    import torch
+
+    from scripts.sample import load_model
+
+    return module, *load_model(config.run, torch.device("cpu"), gpt)
+
+
 def table(head: list[str], rows: list[list[object]]) -> list[str]:
     """A Markdown table."""
     lines: list[list[object]] = [[*head], ["---"] * len(head), *rows]
@@ -98,16 +119,22 @@ def table(head: list[str], rows: list[list[object]]) -> list[str]:
 
 
 def row(name: str, x: torch.Tensor) -> list[object]:
-    """Name, shape, dtype, root mean square and largest magnitude of a tensor."""
+    """Name, shape, dtype, root mean square, largest magnitude, mean and standard deviation of a tensor."""
     wide = x.detach().double()
-    numbers = [f"{wide.square().mean().sqrt():.3f}", f"{wide.abs().max():.3f}"]
-    return [name, tuple(x.shape), str(x.dtype).removeprefix("torch."), *numbers]
+    numbers = wide.square().mean().sqrt(), wide.abs().max(), wide.mean(), wide.std(correction=0)
+    return [name, tuple(x.shape), str(x.dtype).removeprefix("torch."), *(f"{n:.3f}" for n in numbers)]
 
 
-TENSOR = ["tensor", "shape", "dtype", "rms", "largest"]
+TENSOR = ["tensor", "shape", "dtype", "rms", "largest", "mean", "std"]
 
 
-def tell_block(layer: int, calls: list[Call], words: list[str], model: Any) -> list[str]:
+def tensors(rows: list[list[object]], statistics: bool) -> list[str]:
+    """A table of tensors; mean and deviation on demand."""
+    columns = len(TENSOR) if statistics else len(TENSOR) - 2
+    return table(TENSOR[:columns], [cells[:columns] for cells in rows])
+
+
+def tell_block(layer: int, calls: list[Call], words: list[str], model: Any, statistics: bool) -> list[str]:
     """What one block received, looked at, computed and added. calls are its own and those below it."""
     import torch
 
@@ -134,18 +161,18 @@ def tell_block(layer: int, calls: list[Call], words: list[str], model: Any) -> l
     return [
         f"## Block {layer}",
         "",
-        *table(TENSOR, rows),
+        *tensors(rows, statistics),
         f"Head 0 of the last position, {words[-1]}, looks most at {looks}. "
         f"Of the MLP's hidden numbers {silent:.0%} are zero.",
         "",
     ]
 
 
-def tell_forward(calls: list[Call], words: list[str], model: Any) -> list[str]:
+def tell_forward(calls: list[Call], words: list[str], model: Any, statistics: bool) -> list[str]:
     """From ids to the last norm."""
     first_norm = next(call for call in calls if call.name == "norm")
     rows = [row("embedding", first_norm.given["x"]), row("after the first norm", first_norm.result)]
-    lines = ["## Embedding", "", *table(TENSOR, rows)]
+    lines = ["## Embedding", "", *tensors(rows, statistics)]
     starts = [i for i, call in enumerate(calls) if call.name == "Block.forward"]
     for layer, start in enumerate(starts):
         inside = [calls[start]]
@@ -153,11 +180,13 @@ def tell_forward(calls: list[Call], words: list[str], model: Any) -> list[str]:
             if call.depth <= calls[start].depth:
                 break
             inside.append(call)
-        lines += tell_block(layer, inside, words, model)
+        lines += tell_block(layer, inside, words, model, statistics)
     return lines
 
 
-def tell_prediction(logits: torch.Tensor, ids: list[int], loss: float, show: Any) -> list[str]:
+def tell_prediction(
+    logits: torch.Tensor, ids: list[int], loss: float, show: Any, statistics: bool
+) -> list[str]:
     """The likeliest next tokens, and the loss."""
     chances, tokens = logits[0, -1].softmax(-1).topk(5)
     rows: list[list[object]] = [[show(int(t)), f"{c:.3f}"] for c, t in zip(chances, tokens, strict=True)]
@@ -165,7 +194,7 @@ def tell_prediction(logits: torch.Tensor, ids: list[int], loss: float, show: Any
     return [
         "## Prediction",
         "",
-        *table(TENSOR, [row("logits, softcapped", logits)]),
+        *tensors([row("logits, softcapped", logits)], statistics),
         "After the whole text, the likeliest next tokens:",
         "",
         *table(["token", "probability"], rows),
@@ -192,20 +221,10 @@ def walk(config: WalkConfig) -> list[str]:
     import torch
 
     from nanochat.trace import trace
-    from scripts.sample import load_model
 
-    module = load_gpt(config.gpt)
-    tokenizer: Tokenizer | None = None
-    if config.run:
-        model, tokenizer = load_model(config.run, torch.device("cpu"), config.gpt)
-        whose = f"the weights of run {config.run}"
-    else:
-        model = random_model(module, config)
-        whose = f"random weights, seed {config.seed}"
-    text = some_text(config)
-    ids, words = tokens_of(text, tokenizer, config.length)
-    if len(ids) < 2:
-        raise UserError(f"--text has {len(ids)} tokens; at least 2 are needed to predict one from the other")
+    module, model, tokenizer = take_model(config, config.gpt)
+    whose = f"the weights of run {config.run}" if config.run else f"random weights, seed {config.seed}"
+    ids, words = tokens_of(some_text(config), tokenizer, config.length)
     idx, targets = torch.tensor([ids[:-1]]), torch.tensor([ids[1:]])
     with trace(module, out=None, keep=True) as recording, torch.no_grad():
         logits = model(idx)
@@ -222,15 +241,97 @@ def walk(config: WalkConfig) -> list[str]:
         f"The model has {whose} and {parameters:,} parameters. It reads {len(ids)} tokens:",
         "",
         *table(["position", "id", "token"], [[i, ids[i], words[i]] for i in range(len(ids))]),
-        *tell_forward(recording.calls, words[:-1], model),
-        *tell_prediction(logits, ids, loss.item(), show),
+        *tell_forward(recording.calls, words[:-1], model, config.statistics),
+        *tell_prediction(logits, ids, loss.item(), show, config.statistics),
         *tell_backward(model),
     ]
 
 
+def compare(config: WalkConfig) -> tuple[list[str], bool]:
+    """What two models do with the same weights and text: lines about it, and whether they do the same."""
+    import torch
+
+    from nanochat.trace import describe, first_difference, moments_of
+
+    module, model, tokenizer = take_model(config, config.gpt)
+    expected_module, expected_model, _ = take_model(config, config.against)
+    give_the_same_weights(model, expected_model, config)
+    ids, _ = tokens_of(some_text(config), tokenizer, config.length)
+    idx, targets = torch.tensor([ids[:-1]]), torch.tensor([ids[1:]])
+    mine = record(module, model, idx, targets)
+    expected = record(expected_module, expected_model, idx, targets)
+    common = {call.name for call in mine.calls} & {call.name for call in expected.calls}
+    forward = sum(len(tensors) for _, tensors in moments_of(expected, common))
+    found = first_difference(mine, expected, config.tolerance)
+    found = found or first_gradient(model, expected_model, config.tolerance, forward)
+    what = f"--gpt={config.gpt} and --against={config.against}, {len(ids) - 1} tokens"
+    if found is None:
+        gradients = sum(1 for _ in model.parameters())
+        return [
+            f"the same: {what}",
+            f"  {forward} tensors of two forward passes and {gradients} gradients agree to"
+            f" {config.tolerance:g} of the largest number in each",
+        ], True
+    lines = [
+        f"different: {what}",
+        f"  tensors that agree: {found.agreed}; the first that does not:",
+        f"  {found}",
+    ]
+    for name, tensor in zip((config.gpt, config.against), found.pair or (), strict=False):
+        lines += [f"    {line}" for line in describe(name, tensor, config.statistics)]
+    return lines, False
+
+
+def give_the_same_weights(model: GPT, expected: GPT, config: WalkConfig) -> None:
+    """Copy the expected model's weights. Raises UserError if names or shapes are not the same."""
+    ours = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    theirs = {name: tuple(weight.shape) for name, weight in expected.named_parameters()}
+    for name in [*theirs, *ours]:
+        if ours.get(name) != theirs.get(name):
+            raise UserError(
+                f"the weights differ before anything is computed: {name} is {ours.get(name, 'missing')} in"
+                f" --gpt={config.gpt} and {theirs.get(name, 'missing')} in --against={config.against}"
+            )
+    model.load_state_dict(expected.state_dict(), strict=False)  # not strict: a table may be in one of them
+
+
+def record(module: Any, model: GPT, idx: torch.Tensor, targets: torch.Tensor) -> Trace:
+    """Both kinds of forward pass, recorded; then the backward pass, which leaves gradients."""
+    from nanochat.trace import trace
+
+    with trace(module, out=None, keep=True) as recording:
+        model(idx)
+        loss = model(idx, targets)
+    loss.backward()
+    return recording
+
+
+def first_gradient(model: GPT, expected: GPT, tolerance: float, forward: int) -> Difference | None:
+    """The first gradient that differs, from the head down; forward: tensors that agreed before."""
+    from nanochat.trace import Difference, unlike
+
+    pairs = zip(model.named_parameters(), expected.named_parameters(), strict=True)
+    for agreed, ((name, ours), (_, theirs)) in enumerate(reversed(list(pairs)), forward):
+        if ours.grad is None or theirs.grad is None:
+            if ours.grad is not theirs.grad:
+                side = "the expected model" if ours.grad is None else "this model"
+                return Difference("backward", f"gradient of {name}", f"exists in {side} only", agreed)
+        elif how := unlike(ours.grad, theirs.grad, tolerance):
+            return Difference("backward", f"gradient of {name}", how, agreed, (ours.grad, theirs.grad))
+    return None
+
+
 def main() -> None:
+    """Walk through one model, or compare two; status 1 if they differ."""
     config = parse_flags(WalkConfig, sys.argv[1:], "debug_gpt_components", __doc__ or "")
+    choose_gpt(config.gpt)
     with gaps_explained(config.gpt):
+        if config.against:
+            choose_gpt(config.against)
+            with gaps_explained(config.against):
+                lines, same = compare(config)
+            print("\n".join(lines))
+            sys.exit(0 if same else 1)
         story = "\n".join(walk(config)) + "\n"
     print(story)
     write_atomically(Path(config.out), story)
