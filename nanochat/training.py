@@ -425,6 +425,8 @@ def refuse_another_model(
     saved: Checkpoint, shape: dict[str, int], tokenizer: Tokenizer, config: TrainConfig
 ) -> None:
     """Raise UserError when a checkpoint does not belong to the model and data that the flags describe."""
+    if "config" not in saved.meta:
+        raise UserError(f"--resume={config.resume} was imported: weights, and no training to go on with")
     flags = {"n_layer": "depth", "sequence_len": "max_seq_len"}
     differing = [
         f"--{flags.get(name, name)} is {value} here and {saved.meta['model'][name]} there"
