@@ -10,10 +10,21 @@ from typing import Any
 import torch
 
 from nanochat.common import UserError
-from nanochat.reference import NAMES
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer, _undisguise
 
 ALPHABET = {byte: char for char, byte in _undisguise().items()}  # how the format shows each byte
+
+
+NAMES = {
+    "transformer.wte.": "model.embed_tokens.",
+    "transformer.h.": "model.layers.",
+    "attn.c_q.": "self_attn.q_proj.",
+    "attn.c_k.": "self_attn.k_proj.",
+    "attn.c_v.": "self_attn.v_proj.",
+    "attn.c_proj.": "self_attn.o_proj.",
+    "mlp.c_fc.": "mlp.fc1.",
+    "mlp.c_proj.": "mlp.fc2.",
+}  # ours: theirs; lm_head is called the same
 
 
 def their_name(name: str) -> str:

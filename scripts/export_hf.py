@@ -115,7 +115,7 @@ def compare_with_transformers(out: Path, checkpoint: Checkpoint, tokenizer: Toke
     from nanochat.dataset import documents
     from nanochat.normans_gpt import GPT, GPTConfig
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)  # in evaluation mode
     their_tokenizer = AutoTokenizer.from_pretrained(out)
     ours = GPT(GPTConfig(**checkpoint.meta["model"]))
