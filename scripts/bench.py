@@ -29,7 +29,6 @@ from nanochat.common import UserError, peak_memory_bytes, pick_device, run_progr
 from nanochat.flags import parse_flags
 from nanochat.learning.gaps import gaps_explained
 from nanochat.models import choose_gpt, load_gpt
-from scripts.quickstart import CPU
 
 if TYPE_CHECKING:
     import torch
@@ -88,10 +87,17 @@ class Case:
 
 
 SEED = Size(n_layer=4, n_embd=256, n_head=2, vocab_size=65536, T=512, B=1)
-SMALL = Size(CPU.depth, CPU.n_embd, CPU.n_head, CPU.vocab_size, CPU.max_seq_len, CPU.device_batch_size)
 D12 = Size(n_layer=12, n_embd=768, n_head=6, vocab_size=65536, T=2048, B=32)
 D20 = Size(n_layer=20, n_embd=1280, n_head=10, vocab_size=65536, T=2048, B=32)
 TINY = Size(n_layer=1, n_embd=32, n_head=1, vocab_size=512, T=32, B=1)
+
+
+def small() -> Size:
+    """What `make train` trains on a CPU."""
+    # Imported here, because the site is built where neither PyTorch nor a tokenizer is installed.
+    from scripts.quickstart import CPU
+
+    return Size(CPU.depth, CPU.n_embd, CPU.n_head, CPU.vocab_size, CPU.max_seq_len, CPU.device_batch_size)
 
 
 GROUPS = ("steps", "loss", "small", "compile", "d12", "d20", "tokenizer", "loader", "decoding")
@@ -108,14 +114,14 @@ def cases_for(device_type: str, quick: bool) -> list[Case]:
         ]
         middle = replace(D12, B=8)
         return all_cases(SEED, middle, middle, replace(D12, B=1)) + large
-    return all_cases(SEED, replace(SEED, B=4), SEED, SEED) + both_ways("small", SMALL, "bfloat16")
+    return all_cases(SEED, replace(SEED, B=4), SEED, SEED) + both_ways("small", small(), "bfloat16")
 
 
 def all_cases(steps: Size, loss: Size, compiling: Size, decoding: Size) -> list[Case]:
     """The groups that exist on every device, at the given sizes."""
     ways = [(loss_way, compiled) for compiled in ("", "blocks") for loss_way in ("all at once", "in chunks")]
     threads = sorted({1, 2, min(8, os.cpu_count() or 1)})
-    text = replace(SMALL, vocab_size=VOCAB_SIZE)
+    text = replace(small(), vocab_size=VOCAB_SIZE)
     return [
         *both_ways("steps", steps, "float32"),
         *both_ways("steps", steps, "bfloat16"),
