@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import functools
-import importlib.metadata
 import importlib.util
 import json
-import multiprocessing
 import os
-import platform
 import random
 import shlex
 import statistics
 import string
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat.common import UserError, peak_memory_bytes, pick_device, run_program, write_atomically
+from nanochat.common import UserError, pick_device, run_program, write_atomically
 from nanochat.flags import parse_flags
 from nanochat.learning.gaps import gaps_explained
 from nanochat.models import choose_gpt, load_gpt
+from nanochat.turns import (
+    NO_MEMORY,
+    Child,
+    Work,
+    describe_machine,
+    number,
+    say,
+    set_up_as_training_does,
+    spread,
+    table,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +48,6 @@ FORMATS = ("float32", "bfloat16")
 VOCAB_SIZE = 4096  # of the tokenizer that is measured
 WARM_UP = 3  # repetitions that do not count
 DEVICES = ("", "cuda", "mps", "cpu")
-NO_MEMORY = "out of memory"
 PARTS = ("forward", "backward", "clipping", "AdamW", "Muon", "Newton-Schulz")
 TITLES = {
     "steps": "A training step",
@@ -54,7 +60,6 @@ TITLES = {
     "loader": "Loading batches",
     "decoding": "Decoding",
 }
-Work = tuple[dict[str, float], "Callable[[], dict[str, float]]"]
 
 
 @dataclass(frozen=True)
@@ -320,9 +325,9 @@ def prepare_text(quick: bool) -> tuple[str, str]:
     rng = random.Random(0)
     words = ["".join(rng.choices(string.ascii_lowercase, k=rng.randint(1, 10))) for _ in range(5000)]
     weights = [1 / rank for rank in range(1, len(words) + 1)]
-    for number in range(20 if quick else 500):
+    for place in range(20 if quick else 500):
         text = " ".join(rng.choices(words, weights, k=4000))
-        write_atomically(base_dir() / "made-up" / f"{number:03}.txt", text)
+        write_atomically(base_dir() / "made-up" / f"{place:03}.txt", text)
     prepare_folder(base_dir() / "made-up", "made-up")
     prefixes = dict.fromkeys(f" {word}"[:n].encode() for word in words for n in range(2, len(word) + 2))
     tokens = [bytes([byte]) for byte in range(256)] + list(prefixes)
@@ -417,89 +422,14 @@ WORK: dict[str, Callable[[Case, torch.device], Work]] = {
 }
 
 
-def serve(connection: Connection, case: Case, device_type: str) -> None:
-    """The life of a child process."""
-    try:
-        if case.fresh:
-            folder = tempfile.TemporaryDirectory(prefix="compiled-")
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder.name
-        device = pick_device(device_type)
-        prepare_process(device)
-        facts, turn = WORK[case.work](case, device)
-        forget_peak(device)
-        connection.send(facts)
-        while connection.recv():
-            connection.send(turn())
-        connection.send(peak_memory_bytes(device))
-    except KeyboardInterrupt:
-        pass
-    except Exception as error:
-        kind, lines = type(error).__name__, str(error).splitlines()
-        connection.send(NO_MEMORY if "OutOfMemory" in kind else f"{kind}: {lines[0] if lines else ''}")
-
-
-def prepare_process(device: torch.device) -> None:
-    """Make the settings that training makes."""
-    import torch
-
-    from nanochat.training import keep_freed_memory
-
-    torch.set_float32_matmul_precision("high")
-    if device.type == "cpu":
-        keep_freed_memory()
-
-
-def forget_peak(device: torch.device) -> None:
-    """Let the peak of memory begin at what is held now, where the system allows it."""
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-class Child:
-    """The parent's side of one case."""
-
-    def __init__(self, case: Case, device_type: str) -> None:
-        """Start the process and wait until it has prepared itself."""
-        context = multiprocessing.get_context("spawn")
-        self.case, self.failed, self.peak = case, "", 0
-        self.turns: list[dict[str, float]] = []
-        self.connection, other = context.Pipe()
-        self.process = context.Process(target=serve, args=(other, case, device_type), daemon=True)
-        self.process.start()
-        other.close()
-        self.facts: dict[str, float] = self.receive() or {}
-
-    def receive(self) -> Any:
-        """What the process sends next; None, with the reason in `failed`, if it fails."""
-        try:
-            answer = self.connection.recv()
-        except EOFError:
-            self.process.join()
-            killed = self.process.exitcode == -9  # what Linux does to the largest process when memory ends
-            answer = NO_MEMORY if killed else f"the process ended with status {self.process.exitcode}"
-        if not isinstance(answer, str):
-            return answer
-        self.failed = answer
-        return None
-
-    def take_turn(self) -> None:
-        """One repetition."""
-        if not self.failed:
-            self.connection.send(True)
-            if seconds := self.receive():
-                self.turns.append(seconds)
-
-    def stop(self) -> None:
-        """End the process, keeping its peak."""
-        if not self.failed:
-            self.connection.send(False)
-            self.peak = self.receive() or 0
-        self.process.join(timeout=10)
-        self.process.kill()
+def prepare_case(case: Case, device: torch.device) -> Work:
+    """What the process of a case does before its turns."""
+    if case.fresh:
+        folder = tempfile.TemporaryDirectory(prefix="compiled-")
+        atexit.register(folder.cleanup)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder.name
+    set_up_as_training_does(device)
+    return WORK[case.work](case, device)
 
 
 def measure_group(cases: Sequence[Case], device_type: str, repeats: int) -> list[Child]:
@@ -508,9 +438,9 @@ def measure_group(cases: Sequence[Case], device_type: str, repeats: int) -> list
     try:
         for case in cases:
             say(f"{case.group}: preparing {case.name}")
-            children.append(Child(case, device_type))
-        for number in range(repeats):
-            say(f"{cases[0].group}: round {number + 1} of {repeats}")
+            children.append(Child(functools.partial(prepare_case, case), device_type))
+        for round_ in range(repeats):
+            say(f"{cases[0].group}: round {round_ + 1} of {repeats}")
             for child in children:
                 child.take_turn()
     finally:
@@ -519,22 +449,9 @@ def measure_group(cases: Sequence[Case], device_type: str, repeats: int) -> list
     return children
 
 
-def say(line: str) -> None:
-    """Tell on the terminal what is going on, apart from the results."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    if len(values) < 2:
-        return dict.fromkeys(("median", "low", "high"), values[0])
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": median, "low": low, "high": high}
-
-
-def describe(child: Child, first: Child, yardstick: Child | None) -> dict[str, Any]:
+def describe(case: Case, child: Child, first: Child, yardstick: Child | None) -> dict[str, Any]:
     """The record of one case: what it was, every repetition, and what follows from them."""
-    case, facts, turns = child.case, child.facts, child.turns
+    facts, turns = child.facts, child.turns
     record = {
         **asdict(case),
         "failed": child.failed,
@@ -563,33 +480,6 @@ def describe(child: Child, first: Child, yardstick: Child | None) -> dict[str, A
             [speed * one[limit] / s for one, s in zip(yardstick.turns, seconds, strict=True)]
         )
     return record | derived
-
-
-def describe_machine(device_type: str) -> dict[str, Any]:
-    """What the numbers were measured on and with."""
-    import torch
-
-    from nanochat.training import peak_flops
-
-    processor = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((line.split(": ")[1] for line in lines if line.startswith("model name")), processor)
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
-    for package in ("tiktoken", "pyarrow"):
-        versions[package] = importlib.metadata.version(package)
-    datasheet = peak_flops(pick_device(device_type), torch.bfloat16) if device_type == "cuda" else (0.0, "")
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return {
-        "device": torch.cuda.get_device_name() if device_type == "cuda" else processor,
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "versions": versions,
-        "code": git.stdout.strip(),
-        "datasheet_flops": datasheet[0] if datasheet[1] == "datasheet" else 0.0,
-    }
 
 
 def flag(default: Any, about: str, **metadata: Any) -> Any:
@@ -698,13 +588,13 @@ def measure_and_describe(cases: list[Case], device_type: str, config: BenchConfi
     measured = {"step", "decode"} & {case.work for case in cases}
     children = measure_group([yardstick, *cases] if measured else cases, device_type, config.rounds)
     reference = children.pop(0) if measured else None
-    records = [describe(child, children[0], reference) for child in children]
-    return [describe_yardstick(reference), *records] if reference else records
+    records = [describe(*pair, children[0], reference) for pair in zip(cases, children, strict=True)]
+    return [describe_yardstick(yardstick, reference), *records] if reference else records
 
 
-def describe_yardstick(child: Child) -> dict[str, Any]:
+def describe_yardstick(case: Case, child: Child) -> dict[str, Any]:
     """The record of the machine's own rates, in FLOP/s and bytes/s."""
-    record = {**asdict(child.case), "failed": child.failed, "facts": child.facts, "turns": child.turns}
+    record = {**asdict(case), "failed": child.failed, "facts": child.facts, "turns": child.turns}
     if child.failed:
         return record
     amounts = {name: child.facts["bytes" if name == "copy" else "flops"] for name in (*FORMATS, "copy")}
@@ -812,23 +702,6 @@ def size_line(case: dict[str, Any]) -> str:
         return f"{model}; greedy, {min(32, size['T'])} tokens after {min(64, size['T'])}."
     parameters = f", {case['facts']['parameters'] / 1e6:.1f}M parameters" if case["facts"] else ""
     return f"{model}, T={size['T']}, B={size['B']}{parameters}."
-
-
-def number(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    digits = 2 if value < 10 else 1 if value < 100 else 0
-    return f"{value:,.{digits}f}"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, aligned for a terminal: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = []
-    for first, *others in (header, rule, *rows):
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append(f"| {' | '.join([first.ljust(widths[0]), *cells])} |")
-    return "\n".join(lines)
 
 
 def main() -> None:

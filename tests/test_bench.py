@@ -195,5 +195,5 @@ def test_a_case_that_fails_is_one_line_in_the_table(quick):
     impossible = replace(works("decode")[0], size=replace(bench.TINY, n_head=3))
     children = bench.measure_group([impossible], "cpu", 2)
     assert children[0].failed.startswith("ValueError: GPTConfig: n_embd 32 does not divide")
-    record["groups"] = {"decoding": [bench.describe(child, children[0], None) for child in children]}
+    record["groups"] = {"decoding": [bench.describe(impossible, children[0], children[0], None)]}
     assert "ValueError: GPTConfig" in bench.tables(record)
