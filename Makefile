@@ -5,8 +5,8 @@
 # Another Python than the one found: make TARGET PYTHON=/path/to/python, or PYTHON_BOOK=… for the second.
 
 .DEFAULT_GOAL := help
-.PHONY: help train learn test tangle check watch where bench numbers gpu serve site clean environment book-environment \
-	tangle-if-possible check-if-possible
+.PHONY: help train learn test tangle check watch where bench numbers gpu serve site book clean environment \
+	book-environment tangle-if-possible check-if-possible
 
 # A Python of any age that runs. (pyenv's python3 is on the PATH even where it does not.)
 ANY_PYTHON = $(or $(shell for python in python3 python $(PYTHON); do \
@@ -60,6 +60,10 @@ serve: book-environment ## read the book in a browser, following every change
 site: book-environment ## build the book as a web site in site/
 	@NO_MKDOCS_2_WARNING=1 .venv-book/bin/python -m mkdocs build --strict
 	@echo "site/index.html is the book"
+
+book: environment book-environment ## build the book as build/book.epub and build/book.pdf
+	@.venv/bin/python -m tools.numbers --check
+	@.venv-book/bin/python -m tools book
 
 clean: ## remove caches and the built site; keeps environments, data and everything trained
 	@rm -rf site .mypy_cache .ruff_cache .pytest_cache

@@ -57,7 +57,14 @@ def watch(root: Path) -> int:
     return follow(root, tangle)
 
 
-COMMANDS = {"tangle": tangle, "check": check, "watch": watch}
+def book(root: Path) -> int:
+    """Write the book as EPUB and as PDF."""
+    from tools.print.make import make_book  # loads pandoc and typst, which nothing else needs
+
+    return make_book(root)
+
+
+COMMANDS = {"book": book, "tangle": tangle, "check": check, "watch": watch}
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:

@@ -1,0 +1,226 @@
+"""The book to take along: what stands in the EPUB and the PDF, and what keeps them from being made."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import subprocess
+import zipfile
+from dataclasses import dataclass
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+from tests.book.conftest import PROJECT, Project
+from tests.book.machine import program
+from tools.print.code import highlight
+from tools.print.make import make_book
+from tools.print.pages import navigation, read_pages
+from tools.weave.model import Woven, weave
+
+PICTURE = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 20 10"><path d="M0 0h20v10z"/></svg>\n'
+
+
+@dataclass
+class Made:
+    """The project's own book."""
+
+    epub: Path
+    pdf: Path
+    woven: Woven
+    text: str = ""  # of the PDF, if there is a pdftotext
+
+    def pages(self) -> dict[str, str]:
+        with zipfile.ZipFile(self.epub) as archive:
+            return {n: archive.read(n).decode() for n in archive.namelist() if n.endswith(".xhtml")}
+
+
+@pytest.fixture(scope="session")
+def made() -> Made:
+    make_book(PROJECT, say=lambda _: None)
+    return Made(PROJECT / "build/book.epub", PROJECT / "build/book.pdf", weave(PROJECT))
+
+
+def titles() -> list[str]:
+    """The first heading of every chapter, without markup."""
+    found = []
+    for page in read_pages(PROJECT):
+        heading = re.search(r"^# (.+)$", page.text, re.M)
+        assert heading, page.path
+        found.append(heading[1].replace("`", ""))
+    return found
+
+
+def test_the_epub_passes_epubcheck(made: Made) -> None:
+    jar = os.path.realpath(program("epubcheck"))
+    command = ["java", "-jar", jar] if jar.endswith(".jar") else [jar]
+    done = subprocess.run(
+        [*command, "--failonwarnings", made.epub], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def test_the_epub_has_every_chapter_in_its_contents(made: Made) -> None:
+    with zipfile.ZipFile(made.epub) as archive:
+        nav = unescape(re.sub(r"<[^>]+>", "", archive.read("EPUB/nav.xhtml").decode()))
+    positions = [nav.find(title) for title in titles()]
+    assert -1 not in positions
+    assert positions == sorted(positions)
+
+
+def test_the_epub_has_formulas_as_mathml_and_no_script(made: Made) -> None:
+    text = "".join(made.pages().values())
+    assert text.count("<math") > 500
+    assert "<script" not in text
+    assert not re.search(r'class="math', text)
+
+
+def test_the_epub_links_fragments_across_its_files(made: Made) -> None:
+    pages = made.pages()
+    ids = {name.rpartition("/")[2]: set(re.findall(r'\sid="([^"]+)"', text)) for name, text in pages.items()}
+    assert {f.anchor for f in made.woven.fragments} <= set.union(*ids.values())
+    across = 0
+    for name, text in pages.items():
+        here = name.rpartition("/")[2]
+        for target in re.findall(r'<a\b[^>]*?\shref="([^":]*#[^"]+)"', text):
+            page, _, anchor = target.partition("#")
+            assert anchor in ids[page.rpartition("/")[2] or here], f"{name}: {target}"
+            across += bool(page)
+    assert across > 300
+    assert "⟨" in re.sub(r"<[^>]+>", "", pages["EPUB/text/ch004.xhtml"])
+
+
+def test_the_pdf_has_the_titles_contents_and_fragments(made: Made) -> None:
+    text = subprocess.run(
+        [program("pdftotext"), "-layout", made.pdf, "-"], capture_output=True, text=True, check=True
+    ).stdout
+    pages = text.split("\f")
+    assert 200 < len(pages) < 600
+    assert "Contents" in pages[1]
+    flat = re.sub(r"\s+", " ", text)
+    for title in titles():
+        assert title in flat
+    missing = [f.title for f in made.woven.fragments if f"⟨{f.title}⟩" not in flat]
+    assert not missing
+    *_, last = (page for page in pages if "Bring every vector to one length" in page)
+    assert re.search(r"\n\s+(\d+)\s*$", last), "no page number"
+
+
+def test_the_pdf_brings_its_fonts(made: Made) -> None:
+    lines = subprocess.run(
+        [program("pdffonts"), made.pdf], capture_output=True, text=True, check=True
+    ).stdout.splitlines()[2:]
+    assert {"DejaVuSansMono", "LibertinusSerif"} <= {re.split(r"[+\s-]", line)[1] for line in lines}
+    assert all(re.search(r"\byes +(yes|no) +yes\b", line) for line in lines), lines
+
+
+def test_code_of_full_width_is_not_broken(made: Made) -> None:
+    """book.typ chooses page and type for lines of 110 characters: each of them comes out as one line."""
+    text = subprocess.run(
+        [program("pdftotext"), "-layout", made.pdf, "-"], capture_output=True, text=True, check=True
+    ).stdout
+    printed = {re.sub(r"\s+", "", line) for line in text.splitlines()}
+    wide = [line for f in made.woven.fragments for line in f.code if 105 <= len(line) <= 110]
+    assert len(wide) > 100
+    broken = [line for line in wide if re.sub(r"\s+", "", line) not in printed]
+    assert not broken
+
+
+# The small project: quick to make, and broken in every way.
+
+
+@pytest.fixture
+def printable(project: Project) -> Project:
+    project.write("mkdocs.yml", "site_name: Small\nnav:\n  - 20-second.md\n  - Rest: [10-first.md]\n")
+    project.write("lit/pictures/a.svg", PICTURE)
+    project.change(
+        "lit/10-first.md",
+        "Some prose.",
+        "See [Beta](#fragment-beta), [the second](20-second.md), [it](20-second.md#fragment-say-it), $x^2$,\n"
+        "[7 ms](../results/a.json#a;ms).\n\n![A triangle](pictures/a.svg)\n",
+    )
+    project.write("results/a.json", '{"a": 0.007}')
+    project.commit()
+    return project
+
+
+def test_the_small_book_is_made_twice_alike(printable: Project) -> None:
+    assert printable.run("book").status == 0
+    first = {name: printable.path(f"build/{name}").read_bytes() for name in ("book.epub", "book.pdf")}
+    assert printable.run("book").status == 0
+    for name, data in first.items():
+        assert printable.path(f"build/{name}").read_bytes() == data
+    with zipfile.ZipFile(printable.path("build/book.epub")) as archive:
+        pages = {n: archive.read(n).decode() for n in archive.namelist() if n.endswith(".xhtml")}
+        cover = archive.read(next(n for n in archive.namelist() if n.endswith(".png")))
+        assert any(name.endswith(".svg") for name in archive.namelist())
+    assert struct.unpack(">II", cover[16:24]) > (600, 900)
+    text = pages["EPUB/text/ch002.xhtml"]  # the navigation puts the second chapter first
+    assert ">First</h1>" in text
+    assert re.search(r'<a href="(ch002.xhtml)?#fragment-beta"[^>]*>Beta</a>', text)
+    assert re.search(r'<a href="ch001.xhtml#fragment-say-it"[^>]*>it</a>', text)
+    assert "7 ms" in text
+    assert "results/" not in text
+    assert "used in" in text
+    assert 'alt="A triangle"' in text
+    assert "<math" in text
+
+
+def test_the_time_of_the_files_can_be_given(printable: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")
+    assert printable.run("book").status == 0
+    with zipfile.ZipFile(printable.path("build/book.epub")) as archive:
+        assert {info.date_time[:3] for info in archive.infolist()} == {(2001, 9, 9)}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("(20-second.md)", "(20-third.md)", "lit/10-first.md:10: there is no lit/20-third.md."),
+        (
+            "#fragment-say-it",
+            "#fragment-sing-it",
+            "lit/10-first.md:10: lit/20-second.md has no heading or fragment",
+        ),
+        (
+            "#fragment-beta",
+            "#nowhere",
+            "lit/10-first.md:10: lit/10-first.md has no heading or fragment #nowhere",
+        ),
+        ("pictures/a.svg", "pictures/b.svg", "lit/10-first.md:13: there is no picture lit/pictures/b.svg"),
+        ("A triangle", "", "lit/10-first.md:13: this picture says nothing"),
+        (
+            "../results/a.json#a;ms",
+            "../results/b.json#a;ms",
+            "lit/10-first.md:11: there is no results/b.json",
+        ),
+        ("$x^2$", r"$\nosuch{x}$", "lit/10-first.md:10: pandoc cannot convert this formula"),
+        ("<<gamma>>", "<<delta>>", "no block is named #delta"),
+    ],
+)
+def test_what_is_broken_is_named_with_its_line(printable: Project, old: str, new: str, told: str) -> None:
+    printable.change("lit/10-first.md", old, new)
+    answer = printable.run("book")
+    assert answer.status == 1
+    assert told in answer.err
+    assert not printable.path("build/book.epub").exists()
+
+
+def test_pages_come_in_the_order_of_the_navigation(printable: Project) -> None:
+    printable.write("lit/index.md", "# Home\n")
+    assert [page.path for page in read_pages(printable.root)] == [
+        "lit/20-second.md",
+        "lit/10-first.md",
+        "lit/index.md",
+    ]
+    printable.write("mkdocs.yml", "site_name: Small\nnot: !!python/name:os.system\n")
+    assert read_pages(printable.root)[0].path == "lit/index.md"
+    assert navigation([{"A": "a.md"}, {"B": [{"C": "c.md"}]}]) == {"a.md": "", "c.md": "B"}
+
+
+def test_every_line_is_set_once() -> None:
+    code = ['"""One', "", 'two"""', "x = 1"]
+    lines = highlight(code, "python", {}).split('<span class="line">')[1:]
+    assert [re.sub(r"<[^>]+>", "", line) for line in lines] == [line + "\n" for line in code]

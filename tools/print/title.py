@@ -1,0 +1,49 @@
+"""What the book is called, and what it says of itself on its first page."""
+
+import os
+import subprocess
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tools.print.pages import settings_of
+
+SUBTITLE = "A small language model, explained by its own source"
+
+
+@dataclass(frozen=True)
+class Title:
+    """`epoch` is the time that the files carry, in seconds since 1970."""
+
+    name: str
+    subtitle: str
+    colophon: str
+    epoch: int
+
+    @property
+    def identifier(self) -> str:
+        """The same book has the same identifier, whenever and wherever it is made."""
+        return f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'{self.name}/{self.epoch}')}"
+
+
+def title_of(root: Path) -> Title:
+    """The site's name, and the time and id of the last commit."""
+    name = settings_of(root).get("site_name") or root.name
+    epoch, commit = last_commit(root)
+    date = datetime.fromtimestamp(epoch, UTC).strftime("%-d %B %Y")
+    state = f" from revision {commit}" if commit else ""
+    colophon = f"Made{state} of {date}. MIT licence. This text contains the program that it explains."
+    return Title(name, SUBTITLE, colophon, epoch)
+
+
+def last_commit(root: Path) -> tuple[int, str]:
+    """Time and short id of the last commit. SOURCE_DATE_EPOCH goes before; without git it is 1980."""
+    done = subprocess.run(
+        ["git", "-C", str(root), "log", "-1", "--format=%ct %h", "--abbrev=10"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    time, _, commit = (done.stdout.strip() or "315532800 ").partition(" ")
+    return int(os.environ.get("SOURCE_DATE_EPOCH") or time), commit
