@@ -82,6 +82,13 @@ def test_what_somebody_can_see_is_a_difference(old, new):
     assert not gallery.same_drawing(example(), example().replace(old, new))
 
 
+def test_the_dark_picture_is_the_light_one_in_other_colours():
+    dark = (gallery.ROOT / gallery.FOLDER / "relu2.dark.svg").read_text(encoding="utf-8")
+    assert gallery.same_in_other_colours(example(), dark)
+    assert not gallery.same_in_other_colours(example(), dark.replace("170.598", "171.598"))
+    assert not gallery.same_in_other_colours(example(), dark.replace(DARK.orange, LIGHT.orange))
+
+
 def test_alternative_texts_are_written_into_the_chapters_and_wrapped(tmp_path):
     page = tmp_path / "lit" / "10-a-chapter.md"
     page.parent.mkdir()

@@ -12,7 +12,7 @@ import importlib
 import pkgutil
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import tools.pictures
@@ -25,6 +25,7 @@ WIDEST_LINE = 118
 LARGEST = 60_000  # bytes of one file
 
 NUMBER = re.compile(r"<!--.*?-->|(?<![\w#.-])-?\d+(?:\.\d+)?(?=[\s\",)p])")  # a comment is what a label says
+COLOUR = re.compile(r"#[0-9a-f]{6}\b")
 HASH = re.compile(r'(?<=["#])[a-z][0-9a-f]{10}(?=[")])')
 SHOWN = re.compile(r"!\[(?P<alt>[^\]]*)\]\((?P<folder>(?:\.\./)*)pictures/(?P<name>[\w-]+)\.svg\)")
 
@@ -37,11 +38,14 @@ def pictures(names: Sequence[str] = ()) -> list[Picture]:
     return [PICTURES[name] for name in names or sorted(PICTURES)]
 
 
-def drawings(names: Sequence[str]) -> Iterator[tuple[Picture, str, str]]:
-    """Each picture in both palettes: the picture, the file it belongs in, the SVG."""
-    for entry in pictures(names):
-        yield entry, f"{FOLDER}/{entry.name}.svg", render(entry, LIGHT)
-        yield entry, f"{FOLDER}/{entry.name}.dark.svg", render(entry, DARK)
+def light_file(entry: Picture) -> str:
+    """Where a picture is kept."""
+    return f"{FOLDER}/{entry.name}.svg"
+
+
+def dark_file(entry: Picture) -> str:
+    """Where its dark twin is kept."""
+    return f"{FOLDER}/{entry.name}.dark.svg"
 
 
 def skeleton(svg: str) -> tuple[str, list[float]]:
@@ -67,6 +71,13 @@ def same_drawing(one: str, other: str) -> bool:
     return shape == other_shape and len(numbers) == len(other_numbers) and close
 
 
+def same_in_other_colours(light: str, dark: str) -> bool:
+    """Whether the dark picture is the light one in the dark palette's colours."""
+    strangers = set(vars(LIGHT).values()) - set(vars(DARK).values())
+    own = not strangers & set(COLOUR.findall(dark))
+    return own and same_drawing(COLOUR.sub("#", light), COLOUR.sub("#", dark))
+
+
 def chapters(root: Path) -> list[Path]:
     """Every page of the book."""
     return sorted((root / "lit").rglob("*.md"))
@@ -88,13 +99,14 @@ def with_alternatives(text: str) -> str:
 def draw(names: Sequence[str] = (), root: Path = ROOT) -> list[str]:
     """Write the pictures that are missing or differ, and the alternative texts; returns what was written."""
     written = []
-    for _, place, svg in drawings(names):
-        path = root / place
-        if path.exists() and same_drawing(path.read_text(encoding="utf-8"), svg):
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(svg, encoding="utf-8")
-        written.append(f"drew {place}, {len(svg):,} bytes")
+    for entry in pictures(names):
+        for palette, place in ((LIGHT, light_file(entry)), (DARK, dark_file(entry))):
+            path, svg = root / place, render(entry, palette)
+            if path.exists() and same_drawing(path.read_text(encoding="utf-8"), svg):
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(svg, encoding="utf-8")
+            written.append(f"drew {place}, {len(svg):,} bytes")
     for page in chapters(root):
         text = page.read_text(encoding="utf-8")
         if (filled := with_alternatives(text)) != text:
@@ -104,16 +116,22 @@ def draw(names: Sequence[str] = (), root: Path = ROOT) -> list[str]:
 
 
 def check(names: Sequence[str] = (), root: Path = ROOT) -> list[str]:
-    """What differs between the committed pictures and what the model draws now; empty if nothing does."""
+    """What differs between the committed pictures and what the model draws now; empty if nothing does.
+
+    Only the light picture is drawn; the dark one is compared with it, colours aside.
+    """
     problems = []
-    for _, place, svg in drawings(names):
-        path = root / place
-        if not path.exists():
-            problems.append(f"{place} is missing. Draw it: make pictures")
-        elif not same_drawing(path.read_text(encoding="utf-8"), svg):
-            problems.append(f"{place} is not what the code draws now. Look at it again: make pictures")
+    for entry in pictures(names):
+        svg = render(entry, LIGHT)
+        files = ((light_file(entry), same_drawing), (dark_file(entry), same_in_other_colours))
+        for place, alike in files:
+            path = root / place
+            if not path.exists():
+                problems.append(f"{place} is missing. Draw it: make pictures")
+            elif not alike(svg, path.read_text(encoding="utf-8")):
+                problems.append(f"{place} is not what the code draws now. Look at it again: make pictures")
         if len(svg) > LARGEST:
-            problems.append(f"{place} has {len(svg):,} bytes, more than {LARGEST:,}: draw fewer points")
+            problems.append(f"{entry.name} has {len(svg):,} bytes, more than {LARGEST:,}: draw fewer points")
     return problems + check_chapters(root)
 
 

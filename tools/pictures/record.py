@@ -1,0 +1,100 @@
+"""Keep what a training run wrote, so that pictures and sentences can quote it: results/train-cpu.json.
+
+    python -m tools.pictures.record RUN --command="python -m scripts.quickstart"
+
+RUN is the run's folder or its tag. Run it on the machine that trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nanochat.checkpoint_manager import find_run, last_save, read_record, saved_steps
+from nanochat.common import write_atomically
+from nanochat.run_log import read_metrics
+from nanochat.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORD = "results/train-cpu.json"
+SENTENCE = "In 1936 America's unemployed didn't need a naïve tokenizer."
+COLUMNS = {"step": 0, "loss": 4, "smooth_loss": 4, "lrm": 4, "grad_norm": 4, "seconds": 1}  # digits kept
+
+
+def record_of(folder: Path, command: str, code: str = "", note: str = "") -> dict[str, Any]:
+    """What a finished run was and wrote, as one JSON object."""
+    from scripts.bench import describe_machine
+
+    step = saved_steps(folder)[-1]
+    meta = read_record(folder, step)["meta"]
+    metrics = read_metrics(folder)
+    steps = [line for line in metrics if "loss" in line]
+    scores = [line for line in metrics if "val_bpb" in line]
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    samples = (folder / "samples.txt").read_text(encoding="utf-8").split(f"--- step {step}\n")[1]
+    machine = describe_machine("cpu")
+    config = meta["config"]
+    return {
+        "format": 1,
+        "date": datetime.fromtimestamp(last_save(folder), UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "note": note,
+        "machine": machine | ({"code": code} if code else {}),
+        "config": config,
+        "model": meta["model"],
+        "numbers": {
+            "seconds": round(meta["progress"]["seconds"], 1),
+            "minutes": round(meta["progress"]["seconds"] / 60, 2),
+            "steps": step,
+            "tokens": step * config["total_batch_size"],
+            "parameters": meta["parameters"],
+            "untrained-loss": round(steps[0]["loss"], 4),
+            "loss": round(steps[-1]["smooth_loss"], 4),
+            "untrained-bpb": round(scores[0]["val_bpb"], 4),
+            "bpb": round(scores[-1]["val_bpb"], 4),
+            "tokens-per-second": round(step * config["total_batch_size"] / meta["progress"]["train_seconds"]),
+        },
+        "metrics": {name: [round(line[name], digits) for line in steps] for name, digits in COLUMNS.items()},
+        "validation": [{**line, "val_bpb": round(line["val_bpb"], 4)} for line in scores],
+        "samples": cut_samples(samples),
+        "sentence": [[token, tokenizer.tokens[token].hex()] for token in tokenizer.encode(SENTENCE)],
+    }
+
+
+def cut_samples(text: str) -> list[str]:
+    """One sample for each prompt, on one line; a sample may have paragraphs of its own."""
+    from nanochat.training import PROMPTS
+
+    starts = [text.index(prompt) for prompt in PROMPTS]
+    ends = [*starts[1:], len(text)]
+    return [" ".join(text[start:end].split()) for start, end in zip(starts, ends, strict=True)]
+
+
+def main() -> None:
+    """Write the record."""
+    parser = argparse.ArgumentParser(prog="python -m tools.pictures.record", description="Keep a run.")
+    parser.add_argument("run", help="the run's folder, or its tag")
+    parser.add_argument("--command", required=True, help="what was typed to train")
+    parser.add_argument("--code", default="", help="the commit that trained, if it is not the present one")
+    parser.add_argument("--note", default="", help="what else a reader should know")
+    parser.add_argument("--out", default=RECORD)
+    options = parser.parse_args()
+    folder = Path(options.run) if Path(options.run).is_dir() else find_run(options.run)
+    record = record_of(folder, options.command, options.code, options.note)
+    text = json.dumps(record, ensure_ascii=False, indent=1)
+    write_atomically(ROOT / options.out, compact(text) + "\n")
+    print(f"wrote {options.out}: {record['numbers']}")
+
+
+def compact(text: str) -> str:
+    """JSON with lists of plain values on one line each."""
+    inner = re.compile(r"\[\s*([^\[\]{}]*?)\s*\]")
+    return inner.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text)
+
+
+if __name__ == "__main__":
+    main()
