@@ -44,7 +44,7 @@ def first_scored(kind: str, rows: Sequence[Sequence[int]], stem: Sequence[int] =
         common = max(1, common_start([row[::-1] for row in rows]))
         return [max(1, len(row) - common) for row in rows]
     common = common_start([*rows, stem] if kind == "language_modeling" else rows)
-    return [max(1, min(common, len(row) - 1)) for row in rows]
+    return [max(1, min(common, *(len(row) - 1 for row in rows)))] * len(rows)
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,6 @@ class Task:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be asked."""
-        if self.kind not in KINDS:
-            raise UserError(f"task {self.name} is of type {self.kind!r}, not {', '.join(KINDS)}")
         if len(self.items) <= self.shots:
             raise UserError(
                 f"task {self.name} has {len(self.items)} items, too few to show {self.shots} before another"
@@ -193,6 +191,8 @@ def read_bundle(path: Path, names: Sequence[str] = ()) -> TaskSet:
 
 def _bundle_items(root: Place, file: str, kind: str) -> tuple[Item, ...]:
     """The items of one file of the bundle. Raises UserError naming the line that is none."""
+    if kind not in KINDS:
+        raise UserError(f"{root / 'core.yaml'}: {file} is of type {kind!r}, not {', '.join(KINDS)}")
     items = []
     for number, line in enumerate(_read(root, f"eval_data/{file}").split("\n")):
         if not line.strip():

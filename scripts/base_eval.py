@@ -119,7 +119,7 @@ def open_run(config: EvalConfig, device: torch.device) -> Opened:
         "gpt": config.gpt or checkpoint.meta.get("gpt", {"name": "book"})["name"],
         "config": asdict(shape),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "data": checkpoint.meta["config"]["data"],
+        "data": checkpoint.meta.get("config", {}).get("data", ""),
         "dtype": str(dtype or "float32").removeprefix("torch."),
     }
 
