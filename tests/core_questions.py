@@ -127,7 +127,7 @@ def requests(rows: list[tuple[int, dict[str, Any], dict[str, Any]]]) -> bytes:
 
 def science(prefix: str) -> bytes:
     """Thirteen questions, a row for each choice, and again without the question from a million on."""
-    rows = []
+    rows: list[tuple[int, dict[str, Any], dict[str, Any]]] = []
     for offset in (0, 1_000_000):
         for i in range(13):
             doc = {
