@@ -14,18 +14,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from nanochat.common import UserError, run_program, write_atomically
+from nanochat.learning.court import Judge
 from nanochat.learning.gaps import Frame, explain_gap
 from nanochat.learning.hybrid import BOOK_PATH, Source, Unjudgeable, read_source
 from nanochat.learning.progress import SKELETON, Milestone, Verdict, Workshop
 from nanochat.learning.report import PROMPT, Rehearsal, Report
 from nanochat.learning.steps import PHASES, STEPS, Step, section_of
 from nanochat.models import ROOT, shown, workshop_folder
-
-if TYPE_CHECKING:
-    from nanochat.learning.judge import Judge
 
 
 def select(text: str) -> list[Step]:
@@ -165,8 +163,6 @@ class Session:
 
     def judge(self, steps: Sequence[Step], file: Path | None = None) -> Iterator[Verdict]:
         """Judge steps of the learner's file and remember the verdicts, or of another file and do not."""
-        from nanochat.learning.judge import Judge
-
         if self.court is None:
             self.court = Judge()
         path = file or self.shop.file

@@ -89,7 +89,7 @@ def keys_of(learner: Source) -> dict[str, str]:
     }
 
 
-Verdict = dict[str, Any]  # what nanochat.learning.judge.Verdict.to_json gives
+Verdict = dict[str, Any]  # what nanochat.learning.court.Verdict.to_json gives
 Ledger = dict[str, dict[str, Any]]
 SECTIONS = ("steps", "passed", "hints", "rehearsal", "milestones")
 FORMAT = 1
