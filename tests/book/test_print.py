@@ -217,7 +217,20 @@ def test_pages_come_in_the_order_of_the_navigation(printable: Project) -> None:
     ]
     printable.write("mkdocs.yml", "site_name: Small\nnot: !!python/name:os.system\n")
     assert read_pages(printable.root)[0].path == "lit/index.md"
-    assert navigation([{"A": "a.md"}, {"B": [{"C": "c.md"}]}]) == {"a.md": "", "c.md": "B"}
+    known = ["a.md", "b.md", "c.md", "10-x.md", "11-x.md", "d/10-x.md"]
+    entries = [
+        "a.md",
+        {"B": ["b.md", "11*.md", "1*.md", {"C": "c.md"}]},
+        {"D": ["*.md", "d/*.md", "gone.md"]},
+    ]
+    assert list(navigation(entries, known).items()) == [
+        ("a.md", ""),
+        ("b.md", "B"),
+        ("11-x.md", "B"),
+        ("10-x.md", "B"),
+        ("c.md", "B"),
+        ("d/10-x.md", "D"),
+    ]
 
 
 def test_every_line_is_set_once() -> None:

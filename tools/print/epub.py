@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tools.print.code import Setter
 from tools.print.pandoc import Element, Failed, document, pandoc, raw, walk
-from tools.print.reader import Reading
+from tools.print.reader import INDEX, Reading
 from tools.print.title import Title
 from tools.problems import Problem, Refused
 
@@ -96,7 +96,7 @@ def index_of_fragments(setter: Setter) -> list[Element]:
     """A last chapter: all fragments by title."""
     heading = {
         "t": "Header",
-        "c": [1, ["index-of-fragments", [], []], [{"t": "Str", "c": "Index of fragments"}]],
+        "c": [1, [INDEX, [], []], [{"t": "Str", "c": "Index of fragments"}]],
     }
     ordered = sorted(setter.woven.fragments, key=lambda f: (f.title.lower(), f.number))
     items = "\n".join(

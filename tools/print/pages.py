@@ -1,6 +1,8 @@
 """Which pages the book has, and in which order: that of the site's navigation."""
 
+import importlib
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -40,27 +42,39 @@ def settings_of(root: Path) -> dict[str, Any]:
 def read_pages(root: Path) -> list[Page]:
     """All pages below lit/, those of the navigation first and in its order, then the others by path.
 
-    What the site makes while it is built has no file and is not part of the book.
+    Indexes of the site are not among them: print has its own. The reference made from the code is.
     """
     folder = root / FOLDER
-    listed = navigation(settings_of(root).get("nav") or [])
-    order = [name for name in listed if (folder / name).is_file()]
-    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.md"))
-    first = [name for name in ("index.md",) if name in found and not order]
-    rest = [name for name in found if name not in listed and name not in first]
-    return [
-        Page(f"{FOLDER}/{name}", (folder / name).read_text(encoding="utf-8-sig"), listed.get(name, ""))
-        for name in [*first, *order, *rest]
-    ]
+    texts = {
+        path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8-sig")
+        for path in sorted(folder.rglob("*.md"))
+    } | made_pages(root)
+    parts = navigation(settings_of(root).get("nav") or ["index.md"], list(texts))
+    order = [*parts, *(name for name in texts if name not in parts)]
+    return [Page(f"{FOLDER}/{name}", texts[name], parts.get(name, "")) for name in order]
 
 
-def navigation(entries: list[Any], part: str = "") -> dict[str, str]:
-    """The files that the navigation lists, each with the heading of the section it stands in."""
+def made_pages(root: Path) -> dict[str, str]:
+    """The pages that the project makes from its code, if it does."""
+    if not (root / "tools" / "reference.py").is_file():
+        return {}
+    made: dict[str, str] = importlib.import_module("tools.reference").pages(root)
+    return made
+
+
+def navigation(entries: list[Any], known: list[str], part: str = "") -> dict[str, str]:
+    """The pages that the navigation lists, each with the heading of the section it stands in.
+
+    A pattern stands for all pages that fit it and have no earlier place.
+    """
     pages: dict[str, str] = {}
     for entry in entries:
-        if isinstance(entry, str):
-            pages[entry] = part
-            continue
-        for title, below in entry.items():
-            pages |= {below: part} if isinstance(below, str) else navigation(below, title)
+        for title, below in entry.items() if isinstance(entry, dict) else [(part, entry)]:
+            if isinstance(below, list):
+                found = navigation(below, known, title)
+            else:
+                depth = below.count("/")
+                fitting = sorted(page for page in known if fnmatch(page, below) and page.count("/") == depth)
+                found = dict.fromkeys(fitting, part)
+            pages |= {page: title for page, title in found.items() if page not in pages}
     return pages

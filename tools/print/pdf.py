@@ -27,6 +27,7 @@ RENAMED = {
     "#h(0em)": "#h(0.278em)",
     "align(center)[#table(": "align(left)[#table(",
 }
+SHORT = 14  # rows of a table that stays on one page
 
 
 def typeset(root: Path, title: Title, readings: list[Reading], setter: Setter, scratch: Path) -> bytes:
@@ -95,6 +96,8 @@ def for_typst(element: Element) -> list[Element] | None:
     if element["t"] == "Para" and [e["t"] for e in element["c"]] == ["Image"]:
         _, inlines, (path, _) = element["c"][0]["c"]
         return [raw("typst", f"#picture({typst_string('/' + path)}, {typst_string(plain(inlines))})")]
+    if element["t"] == "Table" and sum(len(body[3]) for body in element["c"][4]) <= SHORT:
+        return [raw("typst", "#block(breakable: false)["), element, raw("typst", "]")]
     if element["t"] in ("RawBlock", "RawInline") and element["c"][0] == "html":
         return []
     return None

@@ -17,8 +17,9 @@ from markdown.extensions.toc import slugify, unique
 from tools.markup import scan
 from tools.print.code import Setter
 from tools.print.pages import Page
-from tools.print.pandoc import Element, Failed, parse, plain, string, walk
+from tools.print.pandoc import Element, Failed, parse, plain, walk
 from tools.problems import Problem, Refused
+from tools.weave.indexes import generated_pages
 
 _MARK = "fragment-"  # + number: what stands behind a fence while pandoc reads the page
 _FENCED = re.compile(r"^(?P<fence>`{3,}|~{3,}).*?^(?P=fence)[`~]*\s*?$", re.M | re.S)
@@ -40,13 +41,17 @@ class Reading:
         return Problem(self.page.path, bare.count("\n", 0, position) + 1 if position >= 0 else 0, text)
 
 
+INDEX = "index-of-fragments"
+
+
 def read(root: Path, pages: list[Page], setter: Setter) -> list[Reading]:
     """All pages as trees whose links all lead somewhere. Raises Refused with everything that does not."""
+    made = {f"lit/{name}" for name in generated_pages(root, setter.woven)}
     readings = [read_page(page, setter) for page in pages]
     problems: list[Problem] = []
     known = {reading.page.path: reading for reading in readings}
     for reading in readings:
-        reading.blocks = walk(reading.blocks, partial(_link, root, known, reading, problems))
+        reading.blocks = walk(reading.blocks, partial(_link, root, known, made, reading, problems))
     if problems:
         raise Refused(problems)
     return readings
@@ -97,7 +102,12 @@ def read_page(page: Page, setter: Setter) -> Reading:
 
 
 def _link(
-    root: Path, known: dict[str, Reading], reading: Reading, problems: list[Problem], element: Element
+    root: Path,
+    known: dict[str, Reading],
+    made: set[str],
+    reading: Reading,
+    problems: list[Problem],
+    element: Element,
 ) -> list[Element] | None:
     """Where a link or a picture leads within the book."""
     if element["t"] == "Image":
@@ -128,7 +138,12 @@ def _link(
         problems.append(
             reading.problem(f"]({target})", f"{path} has no heading or fragment #{anchor}. Correct the link.")
         )
+    elif path == "lit/fragments.md":
+        return [{"t": "Link", "c": [attributes, inlines, [f"#{INDEX}", title]]}]
+    elif path in made:
+        pass  # an index of the site, which print does not have
     elif path.startswith("..") or not (root / path).exists():
         problems.append(reading.problem(f"]({target})", f"there is no {path}. Correct the link."))
     # A file of the project, or a number out of a record: in print its text is all there is to it.
-    return inlines if path not in known else [string(plain(inlines))]
+    unlinked: list[Element] = inlines
+    return unlinked
