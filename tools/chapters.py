@@ -1,5 +1,6 @@
 """Load the chapters through Entangled's API, from memory, and make sure it has read what a reader reads."""
 
+import re
 import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from tools.markup import Fence, scan
 from tools.problems import Problem, Refused
 
 SETTINGS = "entangled.toml"
+GUIDES = "how-to"  # pages without code of the program
 MARKER_COMMENT = "~/~"  # how Entangled's own comments begin; see tangle.py
 
 
@@ -64,6 +66,9 @@ def read_sources(root: Path) -> dict[str, str]:
         name = path.relative_to(root).as_posix()
         if path.suffix.lower() not in (".md", ".markdown") or not path.is_file():
             continue
+        if path.parent == folder / GUIDES and path.suffix == ".md":
+            problems += code_in_a_guide(name, path.read_text(encoding="utf-8", errors="replace"))
+            continue
         if path.parent != folder or path.suffix != ".md":
             problems.append(
                 Problem(name, 0, "chapters are lit/NAME.md, and nothing else is tangled. Move or rename it.")
@@ -92,6 +97,17 @@ def read_sources(root: Path) -> dict[str, str]:
     sources[SETTINGS] = settings.read_text(encoding="utf-8")
     check_settings(sources[SETTINGS])
     return sources
+
+
+def code_in_a_guide(name: str, text: str) -> list[Problem]:
+    """A mistake for each block that looks as if it were tangled: those of lit/how-to/ are only shown."""
+    problems, shown = [], False
+    for line, content in enumerate(text.split("\n"), 1):
+        shown ^= content.startswith("~~~")
+        if not shown and re.match(r"\s*```\w+ +(#|file=)", content):
+            advice = "nothing here is tangled. Move the block to a chapter, or take its name away."
+            problems.append(Problem(name, line, advice))
+    return problems
 
 
 def check_settings(text: str) -> None:

@@ -112,6 +112,18 @@ def test_not_utf8(project: Project) -> None:
     refused(project, "lit/30-third.md:3", "Save the chapter as UTF-8")
 
 
+def test_a_guide_is_a_page_without_code(project: Project) -> None:
+    page = project.root / "lit" / "how-to" / "do-it.md"
+    page.parent.mkdir()
+    page.write_text("# Do it\n\n```console\n$ make\n```\n\n~~~markdown\n```python #shown\nx\n```\n~~~\n")
+    assert project.run("tangle").status == 0
+    page.write_text("# Do it\n\n```python #delta file=nanochat/delta.py\nx = 1\n```\n")
+    answer = project.run("tangle")
+    assert answer.status == 1
+    assert "lit/how-to/do-it.md:3: nothing here is tangled" in answer.err
+    assert not (project.root / "nanochat" / "delta.py").exists()
+
+
 @pytest.mark.parametrize("name", ["lit/part/30-third.md", "lit/30-third.markdown", "lit/30-third.MD"])
 def test_a_chapter_that_nobody_reads(project: Project, name: str) -> None:
     project.write(name, "# Third\n")
