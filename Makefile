@@ -69,6 +69,9 @@ clean: ## remove caches and the built site; keeps environments, data and everyth
 	@rm -rf site .mypy_cache .ruff_cache .pytest_cache
 	@find $(wildcard nanochat scripts tests tools) -name __pycache__ -type d -prune -exec rm -rf {} +
 
+.DEFAULT:
+	@echo "error: there is no target $@; make alone lists what there is" >&2; exit 2
+
 environment:
 	@$(ENVIRONMENT)
 

@@ -58,8 +58,8 @@ def _reader(name: str, kind: Any) -> tuple[Callable[[str], Any], str, tuple[str,
     return read_or_explain, word, choices
 
 
-def _add_flag(parser: argparse.ArgumentParser, field: Field[Any], kind: Any) -> str:
-    """Add one field to the parser; return the flag's name."""
+def _add_flag(parser: argparse._ActionsContainer, field: Field[Any], kind: Any) -> str:
+    """Add one field to the parser, or to a group of it; return the flag's name."""
     read, word, choices = _reader(field.name, kind)
     choices = choices or tuple(field.metadata.get("choices", ()))
     flag = f"--{field.metadata.get('name', field.name)}"
@@ -77,7 +77,7 @@ def _add_flag(parser: argparse.ArgumentParser, field: Field[Any], kind: Any) -> 
         choices=choices or None,
         nargs="?" if kind is bool else None,
         const=True if kind is bool else None,
-        metavar="|".join(choices) or word,
+        metavar="|".join(filter(None, choices)) or word,
         help=about.strip().replace("%", "%%") or None,
     )
     return flag
@@ -111,13 +111,19 @@ def _refuse(unknown: str, known: Sequence[str]) -> NoReturn:
 def parse_flags(config: type[Config], argv: Sequence[str], prog: str, description: str) -> Config:
     """Build the frozen dataclass `config` from command-line arguments, one flag for each field.
 
-    Field metadata: help, short (`-n`), name (when it differs from the field's), choices. A wrong name, type
-    or value, or a UserError from the dataclass's `__post_init__`, prints one line to stderr and exits with
-    status 2; `--help` prints all flags and exits with 0. Raises TypeError for a type that cannot be a flag.
+    Field metadata: help, short (`-n`), name (when it differs from the field's), choices, group (a title in
+    the help, from this field on). A wrong name, type or value, or a UserError from the dataclass's
+    `__post_init__`, prints one line to stderr and exits with status 2; `--help` prints all flags and exits
+    with 0. Raises TypeError for a type that cannot be a flag.
     """
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
-    kinds = typing.get_type_hints(config)
-    known = [_add_flag(parser, field, kinds[field.name]) for field in fields(config)]  # type: ignore[arg-type]
+    usage = f"{prog} [--flag=value …]"
+    parser = _Parser(prog=prog, usage=usage, description=description, allow_abbrev=False)
+    group: argparse._ActionsContainer = parser
+    kinds, known = typing.get_type_hints(config), []
+    for field in fields(config):  # type: ignore[arg-type]
+        if "group" in field.metadata:
+            group = parser.add_argument_group(field.metadata["group"])
+        known.append(_add_flag(group, field, kinds[field.name]))
     try:
         given, unknown = parser.parse_known_args([_with_underscores(argument) for argument in argv])
         if unknown:

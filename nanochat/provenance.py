@@ -14,6 +14,7 @@ from traceback import walk_tb
 from types import TracebackType
 
 ROOT = Path(__file__).resolve().parents[1]
+USAGE = "Write: make where AT=nanochat/normans_gpt.py:123"
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,10 @@ def locate(path: str | Path, line: int, root: Path = ROOT) -> Place | None:
 
 
 def explain(error: BaseException, root: Path = ROOT) -> list[str]:
-    """Where in the book the frames of an exception lie, and of those that led to it, a line for each."""
+    """Where in the book the frames of an exception lie, and of those that led to it, a line for each.
+
+    The last line is where it was raised. A syntax error has only the line that Python cannot read.
+    """
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
@@ -102,9 +106,10 @@ def explain(error: BaseException, root: Path = ROOT) -> list[str]:
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     at: list[tuple[str, int]] = []
     for one in chain:
-        at += [(frame.f_code.co_filename, line) for frame, line in walk_tb(one.__traceback__)]
         if isinstance(one, SyntaxError) and one.filename and one.lineno:
-            at.append((one.filename, one.lineno))
+            at = [(one.filename, one.lineno)]
+        else:
+            at += [(frame.f_code.co_filename, line) for frame, line in walk_tb(one.__traceback__)]
     book, known, lines = read_book(root), dict[Path, dict[int, Place]](), dict[str, None]()
     for name, line in at:
         path = Path(name).resolve()
@@ -125,7 +130,8 @@ def install() -> None:
         before(kind, error, trace)
         with suppress(Exception):
             if lines := explain(error):
-                print("\nIn the book:", *lines, sep="\n  ", file=sys.stderr)
+                more = " (raised in the last of these lines)" if len(lines) > 1 else ""
+                print(f"\nIn the book{more}:", *lines, sep="\n  ", file=sys.stderr)
 
     hook.names_chapters = True  # type: ignore[attr-defined]
     sys.excepthook = hook
@@ -133,9 +139,12 @@ def install() -> None:
 
 def main(arguments: list[str]) -> int:
     """Print where FILE:LINE was written. Exit status 1 if the book does not have it, 2 for a wrong call."""
+    if arguments in (["-h"], ["--help"]):
+        print(f"{USAGE}\nPrint the chapter and the line in which a line of tangled code was written.")
+        return 0
     match = re.fullmatch(r"(.+?):(\d+)(?::.*)?", arguments[0]) if len(arguments) == 1 else None
     if not match:
-        print("error: which line? Write make where AT=nanochat/provenance.py:1", file=sys.stderr)
+        print(f"error: which line? {USAGE}", file=sys.stderr)
         return 2
     path, line = Path(match[1]), int(match[2])
     if not path.is_file():
@@ -145,10 +154,23 @@ def main(arguments: list[str]) -> int:
         return 2
     place = locate(path, line)
     if place is None:
-        print(f"error: no chapter has {arguments[0]}; `make check` shows what differs", file=sys.stderr)
+        print(f"error: {why_nowhere(path.resolve(), line)}", file=sys.stderr)
         return 1
     print(place)
     return 0
+
+
+def why_nowhere(path: Path, line: int) -> str:
+    """Why the book does not have a line of a file that exists."""
+    name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+    if name.startswith("skeleton/"):
+        return f"{name} is derived from the chapters: see the same function in nanochat/{path.name}"
+    if name not in read_book(ROOT).files:
+        return f"{name} is not tangled: no chapter writes it"
+    count = len(path.read_text(encoding="utf-8", errors="replace").splitlines())
+    if not 1 <= line <= count:
+        return f"{name} has {count} lines, and no line {line}"
+    return f"no chapter has line {line} of {name}; `make check` shows what differs"
 
 
 if __name__ == "__main__":

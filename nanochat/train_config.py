@@ -24,8 +24,7 @@ def flag(default: Any, about: str, **metadata: Any) -> Any:
 class TrainConfig:
     """Every flag of scripts.base_train, with its default. Raises UserError for values that can not work."""
 
-    # the run
-    run: str = flag("dummy", "a name for this run, kept in its records")
+    run: str = flag("dummy", "a name for this run, kept in its records", group="the run")
     model_tag: str = flag("", "the run's folder in base_checkpoints (without: d4 for depth 4, then d4-2, …)")
     resume: str = flag("", "go on with a run: its tag, or 'latest'")
     save_every: int = flag(2000, "steps between checkpoints; one more at the end; -1: none at all")
@@ -36,24 +35,28 @@ class TrainConfig:
     compile: str = flag("auto", "compile the blocks (auto: where it pays)", choices=("auto", "true", "false"))
     trace: bool = flag(False, "print every call of the model's functions up to the first step")
     statistics: bool = flag(False, "with --trace: mean, deviation and largest magnitude of each tensor")
-    # the model
-    gpt: str = flag("book", "whose model: book, mine (workshop/), reference, or the path of a .py file")
+    gpt: str = flag(
+        "book", "whose model: book, mine (workshop/), reference, or the path of a .py file", group="the model"
+    )
     depth: int = flag(20, "number of blocks; the width follows from it")
     max_seq_len: int = flag(2048, "T, tokens in a sequence")
     n_embd: int = flag(0, "C, the width (0: 64 * depth)")
     n_head: int = flag(0, "H, query heads (0: one for every 128 of the width)")
     n_kv_head: int = flag(0, "key and value heads (0: as many as query heads)")
-    # the data
-    data: str = flag("sotu", "name of the corpus")
+    data: str = flag("sotu", "name of the corpus", group="the data")
     vocab_size: int = flag(0, "V, choosing the tokenizer (0: the default size)")
     shuffle_window: int = flag(SHUFFLE_WINDOW, "sequences shuffled together (1: the order of the text)")
-    # how long: the first of the three that is positive decides
-    num_iterations: int = flag(-1, "optimizer steps (-1: --target_flops decides, or the ratio below)")
+    num_iterations: int = flag(
+        -1,
+        "optimizer steps (-1: --target_flops decides)",
+        group="how long: the first of these three that is positive decides",
+    )
     target_flops: float = flag(-1.0, "floating point operations (-1: --target_param_data_ratio decides)")
     target_param_data_ratio: float = flag(20.0, "training tokens for each parameter")
     time_limit: float = flag(-1.0, "seconds after which to stop early, the schedule adapted (-1: none)")
-    # the optimization
-    device_batch_size: int = flag(32, "B, sequences in one pass on one device; lower it to save memory")
+    device_batch_size: int = flag(
+        32, "B, sequences in one pass on one device; lower it to save memory", group="the optimization"
+    )
     total_batch_size: int = flag(524288, "tokens in one optimizer step, over all passes and devices")
     embedding_lr: float = flag(0.2, "learning rate of the embedding (AdamW)")
     unembedding_lr: float = flag(0.004, "learning rate of lm_head (AdamW)")
@@ -63,8 +66,9 @@ class TrainConfig:
     warmup_ratio: float = flag(0.0, "part of the run in which the learning rate rises")
     warmdown_ratio: float = flag(0.2, "part of the run in which it falls")
     final_lr_frac: float = flag(0.0, "where it falls to, as a fraction of its full value")
-    # what to look at, in steps; -1: never
-    eval_every: int = flag(250, "steps between evaluations; one more at the end; -1: none at all")
+    eval_every: int = flag(
+        250, "steps between evaluations; one more at the end; -1: none at all", group="what to look at"
+    )
     eval_tokens: int = flag(20 * 524288, "validation tokens for one evaluation; -1: all of them")
     core_metric_every: int = flag(2000, "steps between CORE evaluations (which do not exist yet)")
     core_metric_max_per_task: int = flag(500, "examples of each CORE task")

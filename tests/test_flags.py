@@ -22,7 +22,7 @@ class Example:
     compile: bool = True
     resume: bool = False
     dtype: Literal["auto", "float32"] = "auto"
-    device_type: str = field(default="", metadata={"choices": ("cuda", "cpu")})
+    device_type: str = field(default="", metadata={"choices": ("", "cuda", "cpu"), "group": "where"})
     source: str | None = field(default=None, metadata={"name": "from"})
     n_kv_head: int | None = None
 
@@ -111,6 +111,10 @@ def test_help_names_every_flag_with_its_default(capsys: pytest.CaptureFixture[st
     assert "--resume [true|false] (default: False)" in text
     assert "--dtype auto|float32" in text
     assert "--from TEXT" in text
+    assert text.startswith("usage: example [--flag=value …] An example. options:")
+    assert text.index("--dtype") < text.index(
+        "where: --device_type cuda|cpu --from"
+    )  # an empty choice is not shown
 
 
 def test_a_required_flag() -> None:

@@ -155,6 +155,12 @@ def test_a_wrong_call(tmp_path: Path) -> None:
     assert run(tmp_path, PYTHON, SCRIPT, ".venv").status == 2
 
 
+def test_an_unknown_target_is_told_where_the_list_is(standalone: Project) -> None:
+    answer = run(standalone.root, "make", "trian")
+    assert answer.status != 0
+    assert "error: there is no target trian; make alone lists what there is" in answer.err
+
+
 def test_make_lists_its_targets(standalone: Project) -> None:
     answer = run(standalone.root, "make")
     assert answer.status == 0

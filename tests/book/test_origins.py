@@ -146,12 +146,18 @@ def test_make_where(standalone: Project) -> None:
         ([], 2, "which line?"),
         ([TARGET], 2, "which line?"),
         (["nanochat/none.py:1"], 2, "no file nanochat/none.py"),
-        ([f"{TARGET}:99"], 1, "no chapter has"),
+        ([f"{TARGET}:99"], 1, f"{TARGET} has 12 lines, and no line 99"),
+        ([f"{TARGET}:0"], 1, "and no line 0"),
+        (["entangled.toml:1"], 1, "entangled.toml is not tangled: no chapter writes it"),
     ):
         told = where(*arguments)
         assert told[0] == status
         assert told[2].startswith("error: ")
         assert words in told[2]
+    assert where("--help")[0] == 0
+    assert "make where AT=" in where("--help")[1]
+    standalone.write(TARGET, standalone.read(TARGET).replace("x += 1", "x += 2"))
+    assert where(f"{TARGET}:11")[2].startswith(f"error: no chapter has line 11 of {TARGET}; `make check`")
     answer = run(standalone.root, "make", "where", f"AT={TARGET}:9")
     assert (answer.status, answer.out) == (0, f"{FIRST}:23 (gamma)\n")
 
@@ -182,7 +188,7 @@ def test_a_traceback_names_the_chapter(standalone: Project) -> None:
     assert standalone.run("tangle").status == 0
     answer = run(standalone.root, PYTHON, "-m", "scripts.fail")
     assert answer.status == 1
-    traceback, _, book = answer.err.partition("\n\nIn the book:\n")
+    traceback, _, book = answer.err.partition("\n\nIn the book (raised in the last of these lines):\n")
     assert traceback.endswith("KeyError: 'two'")
     assert book.splitlines() == [
         "  scripts/fail.py:9 was written in lit/30-third.md:12 (fail)",
@@ -202,6 +208,16 @@ def test_a_syntax_error_names_the_chapter(project: Project) -> None:
         compile(project.read(TARGET), str(project.path(TARGET)), "exec")
     lines = provenance.explain(caught.value, project.root)
     assert lines == [f"{TARGET}:11 was written in {FIRST}:25 (gamma)"]
+
+
+def test_a_syntax_error_names_nothing_else(standalone: Project) -> None:
+    """Not the files that imported the one Python cannot read."""
+    importing = "from nanochat import provenance\n\nprovenance.install()\nfrom nanochat import alpha\n"
+    standalone.write("lit/30-third.md", f"```python #fail file=scripts/fail.py\n{importing}```\n")
+    standalone.change(FIRST, "x += 1", "x +=")
+    assert standalone.run("tangle").status == 0
+    answer = run(standalone.root, PYTHON, "-m", "scripts.fail")
+    assert answer.err.endswith(f"\n\nIn the book:\n  {TARGET}:11 was written in {FIRST}:25 (gamma)\n")
 
 
 def test_a_failing_test_names_the_chapter(standalone: Project) -> None:
