@@ -70,8 +70,8 @@ class TrainConfig:
         250, "steps between evaluations; one more at the end; -1: none at all", group="what to look at"
     )
     eval_tokens: int = flag(20 * 524288, "validation tokens for one evaluation; -1: all of them")
-    core_metric_every: int = flag(2000, "steps between CORE evaluations (which do not exist yet)")
-    core_metric_max_per_task: int = flag(500, "examples of each CORE task")
+    core_metric_every: int = flag(2000, "steps between CORE scores (scripts.base_eval brings the questions)")
+    core_metric_max_per_task: int = flag(500, "items of each CORE task; -1: all")
     sample_every: int = flag(2000, "steps between samples; one more at the end; -1: none at all")
 
     def __post_init__(self) -> None:

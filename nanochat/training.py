@@ -41,6 +41,8 @@ from nanochat.common import (
     print0,
     write_atomically,
 )
+from nanochat.core_eval import Report, Subject, evaluate_core
+from nanochat.core_tasks import Task, TaskSet, load_tasks
 from nanochat.dataloader import TokenLoader
 from nanochat.engine import Engine
 from nanochat.loss import compile_kernel
@@ -73,6 +75,7 @@ class Progress:
     min_val_bpb: float | None = None
     evaluated_at: int = -1
     sampled_at: int = -1
+    core_at: int = -1
     records: int = 0  # lines in metrics.jsonl
 
 
@@ -95,6 +98,7 @@ class Result:
     peak_memory: int  # bytes
     compiled: bool
     samples: list[str]
+    core: Report | None  # the last score on CORE's questions, if there was one
     model: GPT
 
 
@@ -384,6 +388,48 @@ def evaluate(
         loader.close()
 
 
+def core_questions(config: TrainConfig, steps: int, say: Callable[[str], None]) -> TaskSet | None:
+    """CORE's questions, if this run of `steps` steps is to be asked and they are here."""
+    if not 0 < config.core_metric_every <= steps:
+        return None
+    tasks = load_tasks(may_fetch=False)
+    if tasks is None:
+        say(
+            "CORE metric: its questions are not here, so it is left out (python -m scripts.base_eval"
+            " --prepare_only brings them; --core_metric_every=-1 drops this line)"
+        )
+    return tasks
+
+
+def core_score(
+    config: TrainConfig, model: GPT, tokenizer: Tokenizer, tasks: TaskSet, place: Workplace
+) -> tuple[Report | None, str]:
+    """The score on CORE's questions, or why there is none."""
+
+    def logits(ids: torch.Tensor) -> torch.Tensor:
+        place.signals.leave_if_asked()
+        predicted: torch.Tensor = model(ids)
+        return predicted
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return tokenizer.encode(texts, prepend=tokenizer.bos)
+
+    def watch(task: Task, count: int) -> Callable[[int], None]:
+        bar.set_postfix_str(task.name)
+        return lambda done: bar.update(done)
+
+    subject = Subject(logits, encode, config.max_seq_len, tokenizer.vocab_size, place.device)
+    bar = progress_bar(None, 0, place.ranks, tasks.title)
+    try:
+        with torch.compiler.set_stance("force_eager"), place.autocast():
+            most = config.core_metric_max_per_task
+            return evaluate_core(subject, tasks, most, place.ranks, watch=watch), ""
+    except UserError as error:
+        return None, str(error)
+    finally:
+        bar.close()
+
+
 PROMPTS = (
     "The state of the Union is",
     "The people of the United States",
@@ -577,8 +623,8 @@ def training_run(config: TrainConfig, tokenizer: Tokenizer, ranks: Ranks, signal
         f"device: {device}, {number_format}, {'compiled' if compiled else 'not compiled'};"
         f" mfu is the share of {peak / 1e12:.3g} TFLOP/s ({peak_source})"
     )
-    if config.core_metric_every > 0:
-        say("CORE metric: not available yet, skipped (--core_metric_every=-1 drops this line)")
+    core_tasks = core_questions(config, steps, say)
+    core: Report | None = None
     say(f"run: {folder}" + (f", going on at step {progress.step}" if config.resume else ""))
     bar = progress_bar(steps, progress.step, ranks)
     token_bytes = tokenizer.token_bytes().to(device)
@@ -604,6 +650,21 @@ def training_run(config: TrainConfig, tokenizer: Tokenizer, ranks: Ranks, signal
                 progress.min_val_bpb = min(progress.val_bpb, progress.min_val_bpb or math.inf)
                 say(f"Step {progress.step:05d} | Validation bpb: {progress.val_bpb:.4f}")
                 log.write(step=progress.step, val_bpb=progress.val_bpb, seconds=round(progress.seconds, 3))
+            if (
+                core_tasks
+                and progress.step >= config.core_metric_every
+                and due(progress.step, config.core_metric_every, last)
+                and progress.core_at < progress.step
+            ):
+                with stopwatch(costs, "core"):
+                    core, problem = core_score(config, model, tokenizer, core_tasks, place)
+                progress.core_at = progress.step
+                name = "core_metric" if core_tasks.whole else "core_subset"
+                if core is not None:
+                    say(f"Step {progress.step:05d} | {core.title} metric: {core.score:.4f}")
+                    log.write(progress.step, **{name: core.score, f"{name}_stderr": core.stderr})
+                else:
+                    say(f"Step {progress.step:05d} | {core_tasks.title} metric: none, since {problem}")
             if (
                 progress.step > 0
                 and due(progress.step, config.sample_every, last)
@@ -701,5 +762,6 @@ def training_run(config: TrainConfig, tokenizer: Tokenizer, ranks: Ranks, signal
         peak_memory=peak_memory,
         compiled=compiled,
         samples=samples,
+        core=core,
         model=model,
     )

@@ -255,7 +255,7 @@ def table_rows(record: Mapping[str, Any]) -> list[list[str]]:
 
 def tables(record: Mapping[str, Any]) -> str:
     """The result as a Markdown table, and what is missing to CORE."""
-    from scripts.bench import table
+    from nanochat.turns import table
 
     lines = [table(HEADER, table_rows(record))]
     if record["missing"]:
@@ -274,7 +274,7 @@ def make_record(
     config: EvalConfig, tasks: TaskSet, opened: Opened, report: Report, seconds: float
 ) -> dict[str, Any]:
     """Everything about an evaluation but the items, for JSON."""
-    from scripts.bench import describe_machine
+    from nanochat.turns import describe_machine
 
     said = report.record()
     numbers: dict[str, float] = {

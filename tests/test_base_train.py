@@ -22,13 +22,14 @@ import pytest
 import torch
 from torch import nn
 
-from nanochat import training
+from nanochat import core_tasks, training
 from nanochat.checkpoint_manager import load_checkpoint
 from nanochat.common import Ranks, UserError
 from nanochat.run_log import RunLog, plot_metrics, read_metrics
 from nanochat.train_config import TrainConfig, accumulation_steps, evaluation_steps, model_shape
 from scripts import base_train
 from scripts.base_train import train
+from tests.core_questions import zipped_bundle
 from tests.tiny_run import flags, own_base, records, tiny_config
 
 SEEDS_FLAGS = [
@@ -347,50 +348,41 @@ def test_the_seeds_command(
     assert not any("CORE" in line for line in lines)
 
 
-def test_core_is_said_to_be_missing_and_training_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
-    result = train(tiny_config(core_metric_every=2000, num_iterations=1))
-    assert result.finished
-    assert sum("CORE metric: not available yet" in line for line in capsys.readouterr().out.splitlines()) == 1
-
-
-def test_the_trace_shows_the_model_up_to_the_first_step(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_core_is_said_to_be_missing_and_nothing_is_fetched(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[bool] = []
-    real = training.evaluate
+    for name in ("download_bundle", "fetch_package"):
+        monkeypatch.setattr(core_tasks, name, lambda: pytest.fail("a training run downloads"))
+    assert train(tiny_config(core_metric_every=2, num_iterations=2)).core is None
+    said = capsys.readouterr().out.splitlines()
+    assert sum("CORE metric: its questions are not here" in line for line in said) == 1
+    assert train(tiny_config(core_metric_every=3, num_iterations=2)).core is None
+    assert "CORE" not in capsys.readouterr().out  # shorter than the interval
 
-    def evaluate(*arguments: Any) -> float:
-        seen.append(sys.getprofile() is None)
-        return real(*arguments)
 
-    monkeypatch.setattr(training, "evaluate", evaluate)
-    traced = train(tiny_config(trace=True, num_iterations=2, eval_every=1, compile="auto"))
-    lines = capsys.readouterr().out.splitlines()
-    debug = [line for line in lines if line.startswith("[DEBUG]")]
-    called = [line.removeprefix("[DEBUG] ") for line in debug if line.endswith("() called")]
-    outermost = [line for line in called if not line.startswith(" ")]
-    passes = accumulation_steps(tiny_config(), 1)
-    assert [line for line in outermost if line.startswith("GPT")] == [
-        "GPTConfig.__post_init__() called",
-        "GPT.__init__() called",
-        "GPT.init_weights() called",
-        "GPT.setup_optimizers() called",
-        "GPT.estimate_flops() called",
-        *["GPT.forward() called"] * passes,
+def test_core_is_asked_when_its_questions_are_here(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "eval_bundle.zip"
+    bundle.write_bytes(zipped_bundle())
+    monkeypatch.setattr(core_tasks, "saved_bundle", lambda: bundle)
+    flags = {"core_metric_every": 3, "core_metric_max_per_task": 4, "eval_every": -1}
+    result = train(tiny_config(num_iterations=7, max_seq_len=32, total_batch_size=64, **flags))
+    title = "CORE subset (3 of 22 tasks)"
+    said = [line for line in capsys.readouterr().out.splitlines() if "CORE" in line]
+    assert [line.split(": ")[0] for line in said] == [
+        f"Step {step:05d} | {title} metric" for step in (3, 6, 7)
     ]
-    assert "[DEBUG]   idx.shape: torch.Size([2, 16]) int64" in debug
-    assert not any(" std " in line for line in debug)
-    assert lines.index(debug[-1]) < next(i for i, line in enumerate(lines) if line.startswith("step 00000"))
-    assert seen == [True, True, True]  # off during evaluation
-    assert not traced.compiled
-    plain = train(tiny_config(num_iterations=2, eval_every=1))
-    assert "[DEBUG]" not in capsys.readouterr().out
-    assert records(plain.folder) == records(traced.folder)  # looking changes nothing
-    train(tiny_config(trace=True, statistics=True, num_iterations=1, eval_every=-1))
-    assert re.search(r"DEBUG\].*float32 mean \S+ std \S+ max ", capsys.readouterr().out)
-    monkeypatch.setenv("RANK", "1")
-    with training.watch_calls(tiny_config(trace=True), types.ModuleType("x"), Ranks(1, 1, 2)) as nothing:
-        assert nothing is None
+    kept = [record for record in read_metrics(result.folder) if "core_subset" in record]
+    assert [record["step"] for record in kept] == [3, 6, 7]
+    assert [f"{record['core_subset']:.4f}" for record in kept] == [line.split(": ")[1] for line in said]
+    assert result.core is not None
+    assert (result.core.score, result.core.title) == (kept[-1]["core_subset"], title)
+    assert [task.items + task.left_out for task in result.core.tasks] == [4, 4, 4]
+    short = train(tiny_config(num_iterations=3, max_seq_len=4, device_batch_size=8, **flags))
+    assert short.finished
+    assert short.core is None
+    assert f"{title} metric: none, since no item of" in capsys.readouterr().out
 
 
 def test_a_run_learns_and_leaves_its_records(
