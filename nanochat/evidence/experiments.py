@@ -1,0 +1,494 @@
+"""The twelve experiments, as data. Imports no PyTorch, so that looking at records is quick."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from nanochat.common import UserError
+from nanochat.evidence.settings import Setting, enlarged
+
+BOOK = "the book's"
+BPB = "bits per byte"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A comparison: a quantity of the best of some variations, against another's, seed by seed."""
+
+    about: str
+    of: tuple[str, ...]
+    claimed: Literal["more", "less", "same"]
+    quantity: str = BPB
+    against: str = BOOK  # "": nothing is taken off, the quantity itself is compared with `null`
+    ratio: bool = False  # divide instead of subtracting
+    null: float | None = None  # what no effect would be (None: 1 for ratios, else 0)
+
+    def nothing(self) -> float:
+        """The value that means no effect."""
+        return float(self.ratio) if self.null is None else self.null
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question, what is run to answer it, and what was expected."""
+
+    name: str
+    question: str
+    answer: str  # chapter#heading
+    claim: str
+    reconsider: str  # what would change our mind
+    variations: dict[str, dict[str, Any]]  # changes to Setting; the first is the book's choice
+    findings: tuple[Finding, ...]
+    procedures: tuple[str, ...] = ("train",)  # for each variation and seed
+    together: tuple[str, ...] = ()  # for all variations in turns, for each seed
+    base: dict[str, Any] = field(default_factory=dict)  # changes common to all
+    derived: str = ""  # a function in report.py that makes numbers of several trials
+    columns: tuple[str, ...] = (BPB,)  # what the table shows
+    curve: str = "loss"  # what the picture shows
+    seeds: int = 3
+
+    def settings(self, large: bool) -> dict[str, Setting]:
+        """Each variation's setting, at the small size or the GPU's."""
+        small = {name: Setting(**(self.base | changes)) for name, changes in self.variations.items()}
+        return {name: enlarged(setting) if large else setting for name, setting in small.items()}
+
+    def configuration(self, large: bool) -> dict[str, Any]:
+        """All that decides the numbers, and no sentence: what a record is compared with."""
+        return {
+            "settings": {name: asdict(setting) for name, setting in self.settings(large).items()},
+            "procedures": list(self.procedures),
+            "together": list(self.together),
+            "derived": self.derived,
+        }
+
+
+def slug(text: str) -> str:
+    """A name for a key: "relu, 4C" becomes "relu-4c"."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower().replace("²", "2")).strip("-")
+
+
+TIED_HEAD = Experiment(
+    name="tied-head",
+    question="Why untie embedding and head?",
+    answer="10-the-parts-of-a-gpt.md#why-untie-the-embedding-and-the-head",
+    claim="One matrix for both jobs ends at a higher loss than two, whichever job its start and rate are "
+    "made for.",
+    reconsider="A tied model that ends lower at the same number of tokens, or as low once its saved "
+    "weights are spent on width or depth.",
+    variations={
+        BOOK: {},
+        "tied, made for the embedding": {"tied": True},
+        "tied, made for the head": {"tied": True, "tied_std": 0.02, "embedding_lr": 0.004},
+        "tied, in between": {"tied": True, "tied_std": 0.1, "embedding_lr": 0.03},
+    },
+    findings=(
+        Finding(
+            "the best of three tied heads, against two matrices",
+            ("tied, made for the embedding", "tied, made for the head", "tied, in between"),
+            "more",
+        ),
+        Finding("tied, made for the embedding", ("tied, made for the embedding",), "more"),
+        Finding("tied, made for the head", ("tied, made for the head",), "more"),
+    ),
+    columns=(BPB, "parameters", "largest logit"),
+)
+
+SHARED_HEADS = Experiment(
+    name="shared-heads",
+    question="What is the advantage of multi-query attention?",
+    answer="10-the-parts-of-a-gpt.md#what-is-the-advantage-of-multi-query-attention",
+    claim="Fewer key-value heads shrink the cache in proportion and make decoding faster, and cost some "
+    "loss.",
+    reconsider="Decoding that is no faster although the cache is smaller, or a loss that does not rise "
+    "at larger sizes.",
+    base={"n_head": 6},
+    variations={BOOK: {}, **{f"{kv} of 6": {"n_kv_head": kv} for kv in (3, 2, 1)}},
+    findings=(
+        Finding("loss, one key-value head for six", ("1 of 6",), "more"),
+        Finding("loss, three for six", ("3 of 6",), "more"),
+        Finding(
+            "time of a decoded token, one for six",
+            ("1 of 6",),
+            "less",
+            quantity="decoding, ms",
+            ratio=True,
+        ),
+        Finding("bytes of cache, one for six", ("1 of 6",), "less", quantity="cache, MB", ratio=True),
+    ),
+    together=("measure decoding",),
+    columns=(BPB, "parameters", "cache, MB", "decoding, ms"),
+)
+
+ACTIVATION = Experiment(
+    name="activation",
+    question="Why relu² instead of relu or GELU?",
+    answer="30-the-forward-pass.md#why-use-relu2-instead-of-relu-or-gelu",
+    claim="At equal weights and tokens relu² ends lower than relu and GELU, for less time than GELU, "
+    "with most hidden numbers zero.",
+    reconsider="relu or GELU at the same or a lower loss at equal time, at any size.",
+    variations={
+        BOOK: {},
+        "relu": {"activation": "relu"},
+        "GELU": {"activation": "gelu"},
+        "SwiGLU, 8C/3": {"activation": "swiglu"},
+        "a tenth more steps": {"steps": 110},
+    },
+    findings=(
+        Finding("relu", ("relu",), "more"),
+        Finding("GELU", ("GELU",), "more"),
+        Finding("SwiGLU at equal weights", ("SwiGLU, 8C/3",), "same"),
+        Finding("time of a step with GELU", ("GELU",), "more", quantity="step, ms", ratio=True),
+        Finding("time of a step with SwiGLU", ("SwiGLU, 8C/3",), "more", quantity="step, ms", ratio=True),
+        Finding("a tenth more steps of the book's model", ("a tenth more steps",), "less"),
+        Finding("zeros of relu², against relu's", (BOOK,), "more", "zeros in the MLP", against="relu"),
+    ),
+    together=("measure a step",),
+    columns=(BPB, "parameters", "step, ms", "zeros in the MLP"),
+)
+
+QK_NORM = Experiment(
+    name="qk-norm",
+    question="What does QK normalization prevent?",
+    answer="30-the-forward-pass.md#what-does-qk-normalization-prevent",
+    claim="Without QK norm attention scores grow with the learning rate, and with them the loss; with it "
+    "they are bounded by the root of the head size.",
+    reconsider="Scores that stay bounded without the norm at high rates, or a loss that does not suffer "
+    "from large scores.",
+    variations={
+        BOOK: {},
+        "without": {"qk_norm": False},
+        "rate ×4": {"matrix_lr": 0.08},
+        "without, rate ×4": {"qk_norm": False, "matrix_lr": 0.08},
+        "rate ×16": {"matrix_lr": 0.32},
+        "without, rate ×16": {"qk_norm": False, "matrix_lr": 0.32},
+    },
+    findings=(
+        Finding("loss without QK norm, at the book's rate", ("without",), "more"),
+        Finding("loss without, at 4 times the rate", ("without, rate ×4",), "more", against="rate ×4"),
+        Finding("loss without, at 16 times the rate", ("without, rate ×16",), "more", against="rate ×16"),
+        Finding(
+            "largest score without, at the book's rate", ("without",), "more", "largest score", ratio=True
+        ),
+        Finding(
+            "largest score without, at 16 times the rate",
+            ("without, rate ×16",),
+            "more",
+            "largest score",
+            against="rate ×16",
+            ratio=True,
+        ),
+    ),
+    columns=(BPB, "largest score"),
+    curve="largest score",
+)
+
+TABLES_AS_BUFFERS = Experiment(
+    name="tables-as-buffers",
+    question="Why are the rotary tables buffers, not parameters?",
+    answer="10-the-parts-of-a-gpt.md#why-are-the-tables-buffers-not-parameters",
+    claim="Only a buffer that is not saved moves with the model, stays what it is in training, and "
+    "leaves a checkpoint loadable at another length.",
+    reconsider="A PyTorch that moves plain attributes, or an optimizer that skips parameters by itself.",
+    variations={
+        BOOK: {},
+        "saved buffer": {"tables": "saved buffer"},
+        "parameter": {"tables": "parameter"},
+        "plain attribute": {"tables": "attribute"},
+    },
+    findings=(
+        Finding(
+            "the farthest that an optimizer moved a parameter's table",
+            ("parameter",),
+            "more",
+            quantity="table moved by",
+        ),
+        Finding(
+            "bytes of a checkpoint with saved tables",
+            ("saved buffer",),
+            "more",
+            "checkpoint, bytes",
+            ratio=True,
+        ),
+        Finding("plain attributes that follow a move", ("plain attribute",), "less", "follows .to()"),
+        Finding("saved tables that load at twice the length", ("saved buffer",), "less", "loads at 2 T"),
+    ),
+    procedures=("hold the tables",),
+    columns=(
+        "tensors in a checkpoint",
+        "checkpoint, bytes",
+        "numbers the optimizer gets",
+        "table moved by",
+        "length error",
+        "follows .to()",
+        "loads at 2 T",
+    ),
+    curve="",
+)
+
+ACCUMULATION = Experiment(
+    name="accumulation",
+    question="How does gradient accumulation simulate larger batches?",
+    answer="66-the-training-loop.md#how-does-gradient-accumulation-simulate-larger-batches",
+    claim="The gradient of K passes is that of one large batch: to the last digits of float64, and under "
+    "bf16 no further from the exact one.",
+    reconsider="A distance in float64 above rounding, or bf16 passes that are further from the exact "
+    "gradient than one batch.",
+    variations={f"{passes} passes": {"passes": passes, "batch_size": 32 // passes} for passes in (2, 4, 16)},
+    findings=(
+        Finding(
+            "relative distance in float64, 16 passes against 1",
+            ("16 passes",),
+            "same",
+            "float64",
+            against="",
+            null=1e-12,
+        ),
+        Finding("the same in float32", ("16 passes",), "more", "float32", against=""),
+        Finding(
+            "error under bf16, 16 passes over 1",
+            ("16 passes",),
+            "less",
+            "bf16, passes over one batch",
+            against="",
+            null=1.0,
+        ),
+        Finding(
+            "length of the gradient without the division",
+            ("16 passes",),
+            "more",
+            "not divided",
+            against="",
+            null=1.0,
+        ),
+        Finding(
+            "distance when the last pass has half the targets",
+            ("16 passes",),
+            "more",
+            "unequal passes",
+            against="",
+        ),
+    ),
+    procedures=("compare accumulation",),
+    columns=(
+        "float64",
+        "float32",
+        "bf16, one batch",
+        "bf16, passes",
+        "bf16, passes over one batch",
+        "not divided",
+        "unequal passes",
+    ),
+    curve="",
+)
+
+NORM_AFTER_EMBEDDING = Experiment(
+    name="norm-after-embedding",
+    question="Why normalize after the embedding?",
+    answer="30-the-forward-pass.md#why-normalize-after-the-embedding-instead-of-before",
+    claim="Without the norm after the embedding the rows' sizes drift apart and enter the stream, and "
+    "the loss ends higher.",
+    reconsider="A loss that does not rise without the norm, at this or a larger embedding rate.",
+    variations={
+        BOOK: {},
+        "without": {"norm_after_embedding": False},
+        "half the embedding rate": {"embedding_lr": 0.1},
+        "without, half the embedding rate": {"norm_after_embedding": False, "embedding_lr": 0.1},
+    },
+    findings=(
+        Finding("without the norm", ("without",), "more"),
+        Finding(
+            "without the norm, at half the embedding rate",
+            ("without, half the embedding rate",),
+            "more",
+            against="half the embedding rate",
+        ),
+    ),
+    columns=(BPB, "row size, 95 % to 5 %", "largest logit"),
+)
+
+SOFTCAP = Experiment(
+    name="softcap",
+    question="What does softcapping prevent?",
+    answer="30-the-forward-pass.md#what-does-softcapping-prevent",
+    claim="Without the cap raw logits grow larger; at this size the loss does not change.",
+    reconsider="A loss that ends lower without the cap at any size, or logits that stay small without it.",
+    variations={BOOK: {}, "cap 30": {"softcap": 30.0}, "no cap": {"softcap": 0.0}},
+    findings=(
+        Finding("loss without the cap", ("no cap",), "same"),
+        Finding("largest logit without the cap", ("no cap",), "more", "largest logit", ratio=True),
+        Finding("loss with a cap at 30", ("cap 30",), "same"),
+    ),
+    columns=(BPB, "largest logit"),
+)
+
+OPTIMIZERS = Experiment(
+    name="optimizers",
+    question="Why do embeddings need a different optimizer than matrices?",
+    answer="40-optimization.md#why-do-embeddings-need-a-different-optimizer-than-matrices",
+    claim="Muon for the matrices and AdamW for the two tables ends lower than either of them for "
+    "everything, at the best of three rates.",
+    reconsider="AdamW or Muon everywhere at the split's loss, at some rate, at equal time.",
+    variations={
+        BOOK: {},
+        **{f"AdamW everywhere, {lr}": {"optimizer": "adamw", "matrix_lr": lr} for lr in (0.001, 0.003, 0.01)},
+        **{
+            f"Muon everywhere, {lr}": {
+                "optimizer": "muon",
+                "embedding_lr": lr,
+                "unembedding_lr": lr,
+                "width_scaling": False,
+            }
+            for lr in (0.02, 0.1, 0.5)
+        },
+        "a tenth more steps": {"steps": 110},
+    },
+    findings=(
+        Finding(
+            "AdamW everywhere, the best of three rates",
+            tuple(f"AdamW everywhere, {lr}" for lr in (0.001, 0.003, 0.01)),
+            "more",
+        ),
+        Finding(
+            "Muon everywhere, the best of three rates for the tables",
+            tuple(f"Muon everywhere, {lr}" for lr in (0.02, 0.1, 0.5)),
+            "more",
+        ),
+        Finding(
+            "time of a step, AdamW everywhere",
+            ("AdamW everywhere, 0.003",),
+            "less",
+            "step, ms",
+            ratio=True,
+        ),
+        Finding("time of a step, Muon everywhere", ("Muon everywhere, 0.1",), "more", "step, ms", ratio=True),
+        Finding("a tenth more steps of the book's model", ("a tenth more steps",), "less"),
+    ),
+    together=("measure a step",),
+    columns=(BPB, "step, ms", "largest logit"),
+)
+
+RATES_AND_WIDTHS = Experiment(
+    name="rates-and-widths",
+    question="How does the learning rate scaling formula work?",
+    answer="40-optimization.md#how-does-the-learning-rate-scaling-formula-work",
+    claim="The best AdamW rates fall as the width grows, with the power −½ of the formula.",
+    reconsider="An interval for the exponent that excludes −½, from widths that differ by more than a "
+    "factor of four.",
+    variations={
+        f"width {width}, rates ×{times}": {
+            "n_embd": width,
+            "n_head": width // 48,
+            "embedding_lr": 0.2 * times,
+            "unembedding_lr": 0.004 * times,
+            "width_scaling": False,
+            "steps": 60,
+        }
+        for width in (48, 96, 192)
+        for times in (1, 2, 4, 8, 16)
+    },
+    findings=(
+        Finding(
+            "exponent of the width in the best rates, against −½",
+            ("all widths",),
+            "same",
+            quantity="exponent",
+            against="",
+            null=-0.5,
+        ),
+        Finding("the same exponent, against 0", ("all widths",), "less", "exponent", against=""),
+    ),
+    derived="find the best rates",
+    columns=(BPB, "largest logit"),
+    curve="best rates",
+)
+
+BIASES = Experiment(
+    name="biases",
+    question="What is the advantage of no bias in linear layers?",
+    answer="10-the-parts-of-a-gpt.md#what-is-the-advantage-of-no-bias-in-linear-layers",
+    claim="Biases in the blocks change the loss by nothing that can be measured at this size.",
+    reconsider="A loss that biases lower by more than they cost in weights, at any size.",
+    variations={BOOK: {}, "biases": {"bias": True}},
+    findings=(
+        Finding("biases in every matrix of the blocks", ("biases",), "same"),
+        Finding("time of a step with biases", ("biases",), "more", quantity="step, ms", ratio=True),
+    ),
+    together=("measure a step",),
+    columns=(BPB, "parameters", "step, ms"),
+)
+
+BFLOAT16 = Experiment(
+    name="bfloat16",
+    question="Why bfloat16 for embeddings and rotary tables?",
+    answer="10-the-parts-of-a-gpt.md#why-bfloat16-for-the-tables",
+    claim="bf16 tables and a bf16 embedding halve their memory at no cost in loss, as long as the "
+    "embedding's rate is large; at a usual AdamW rate most of its steps are lost.",
+    reconsider="A loss that rises with bf16 tables at long contexts, or with a bf16 embedding at the "
+    "rate used here.",
+    base={"dtype": "bfloat16"},
+    variations={
+        BOOK: {"embedding_dtype": "bfloat16"},
+        "embedding in float32": {"embedding_dtype": "float32"},
+        "tables in float32": {"embedding_dtype": "bfloat16", "table_dtype": "float32"},
+        "tables from bf16 angles": {"embedding_dtype": "bfloat16", "table_dtype": "bfloat16 angles"},
+        "rate 0.0003, bf16": {"embedding_dtype": "bfloat16", "embedding_lr": 0.0003},
+        "rate 0.0003, float32": {"embedding_dtype": "float32", "embedding_lr": 0.0003},
+    },
+    findings=(
+        Finding("loss, embedding in float32", ("embedding in float32",), "same"),
+        Finding("loss, tables in float32", ("tables in float32",), "same"),
+        Finding("loss, tables from angles in bf16", ("tables from bf16 angles",), "more"),
+        Finding(
+            "loss at an embedding rate of 0.0003, bf16 against float32",
+            ("rate 0.0003, bf16",),
+            "more",
+            against="rate 0.0003, float32",
+        ),
+        Finding(
+            "share of read weights that never moved, rate 0.0003 against 0.2",
+            ("rate 0.0003, bf16",),
+            "more",
+            quantity="weights never moved",
+        ),
+    ),
+    procedures=("train", "measure rounding"),
+    columns=(
+        BPB,
+        "embedding, bytes",
+        "tables, bytes",
+        "weights never moved",
+        "logit error, first T",
+        "logit error, at 8 T",
+        "rotation, relative",
+    ),
+    curve="logit error",
+)
+
+
+EXPERIMENTS = (
+    TIED_HEAD,
+    SHARED_HEADS,
+    ACTIVATION,
+    QK_NORM,
+    TABLES_AS_BUFFERS,
+    ACCUMULATION,
+    NORM_AFTER_EMBEDDING,
+    SOFTCAP,
+    OPTIMIZERS,
+    RATES_AND_WIDTHS,
+    BIASES,
+    BFLOAT16,
+)
+
+
+def experiment(name: str) -> Experiment:
+    """The experiment of this name. Raises UserError, suggesting the nearest, if there is none."""
+    names = [one.name for one in EXPERIMENTS]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+        raise UserError(f"there is no experiment {name!r}; {hint}")
+    return EXPERIMENTS[names.index(name)]

@@ -1,0 +1,88 @@
+"""Records of experiments and their trials: read, write, and say whether they are fresh. No PyTorch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from nanochat.common import UserError, base_dir, write_atomically
+from nanochat.evidence.experiments import EXPERIMENTS, Experiment
+from nanochat.evidence.freshness import changed_since
+from nanochat.provenance import ROOT, Book, read_book
+
+FORMAT = 1
+NEEDED = ("format", "experiment", "configuration", "code", "seeds", "trials", "findings", "numbers")
+
+
+def record_path(name: str, large: bool, root: Path = ROOT) -> Path:
+    """Where an experiment's record is kept."""
+    return root / "results" / f"evidence-{name}{'-cuda' if large else ''}.json"
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """A record, or None if there is none. Raises UserError, in one line, for a damaged one."""
+    if not path.exists():
+        return None
+    name = path.stem.removeprefix("evidence-").removesuffix("-cuda")
+    advice = f"bring it back with git, or delete it and run python -m scripts.experiment {name}"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path.name} is damaged ({str(error).splitlines()[0]}): {advice}") from None
+    missing = [key for key in NEEDED if not isinstance(record, dict) or key not in record]
+    if missing or record["format"] != FORMAT:
+        reason = f"it has no {missing[0]!r}" if missing else f"format {record['format']!r}, not {FORMAT}"
+        raise UserError(f"{path.name} is damaged ({reason}): {advice}")
+    return dict(record)
+
+
+def why_stale(one: Experiment, large: bool, book: Book, root: Path = ROOT) -> list[str]:
+    """The reasons for which a record does not speak of the code as it is; none if it does."""
+    record = read_record(record_path(one.name, large, root))
+    if record is None:
+        return ["it has not been run"]
+    reasons = changed_since(record["code"], book)
+    if record["configuration"] != one.configuration(large):
+        reasons.append("its settings have changed")
+    return reasons
+
+
+def stale_answers(root: Path = ROOT) -> list[str]:
+    """A line for each answer whose evidence is missing, damaged or stale. What `make check` prints."""
+    book, lines = read_book(root), []
+    for one in EXPERIMENTS:
+        for large in (False, True):
+            if large and not record_path(one.name, large, root).exists():
+                continue
+            try:
+                reasons = why_stale(one, large, book, root)
+            except UserError as error:
+                reasons = [str(error)]
+            if reasons:
+                lines.append(
+                    f"lit/{one.answer}: the evidence for {one.question!r} is stale: {'; '.join(reasons)}. "
+                    f"Run: python -m scripts.experiment {one.name}"
+                )
+    return lines
+
+
+def trial_path(identity: dict[str, Any]) -> Path:
+    """Where a finished trial is kept; `identity` is all that decides its outcome."""
+    text = json.dumps(identity, sort_keys=True)
+    return base_dir() / "evidence" / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+
+
+def stored_trial(identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The outcome of a finished trial, or None. A file that cannot be read counts as none."""
+    try:
+        kept = json.loads(trial_path(identity).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return kept["outcome"] if isinstance(kept, dict) and kept.get("identity") == identity else None
+
+
+def store_trial(identity: dict[str, Any], outcome: dict[str, Any]) -> None:
+    """Keep the outcome of a finished trial."""
+    write_atomically(trial_path(identity), json.dumps({"identity": identity, "outcome": outcome}) + "\n")

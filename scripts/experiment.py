@@ -1,0 +1,193 @@
+"""Run the book's experiments, or your own: `python -m scripts.experiment --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+from nanochat.common import UserError, base_dir, pick_device, run_program, write_atomically
+from nanochat.evidence import report as reports
+from nanochat.evidence.experiments import BOOK, BPB, EXPERIMENTS, Experiment, Finding, experiment, slug
+from nanochat.evidence.records import read_record, record_path, why_stale
+from nanochat.evidence.settings import Setting, varied
+from nanochat.provenance import ROOT, read_book
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse for every mistake it finds."""
+        raise UserError(f"{message} (--help lists all flags)")
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line. Raises UserError."""
+    parser = Parser("python -m scripts.experiment", allow_abbrev=False, description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="experiments to run (--status lists them)")
+    parser.add_argument("--all", action="store_true", help="every experiment that is missing or stale")
+    parser.add_argument("--status", action="store_true", help="say of each whether its record is fresh")
+    parser.add_argument("--show", action="store_true", help="print the recorded reports, run nothing")
+    parser.add_argument("--verify", action="store_true", help="run again and compare with the record")
+    parser.add_argument("--seeds", type=int, default=0, help="how many (without: as the experiment says)")
+    parser.add_argument("--workers", type=int, default=0, help="trials at a time (without: 2 on a CPU)")
+    parser.add_argument("--device_type", default="", choices=("", "cuda", "cpu"), help="cuda or cpu")
+    parser.add_argument(
+        "--vary", nargs="+", action="append", default=[], metavar="FIELD=VALUE", help="your own variation"
+    )
+    parser.add_argument("--base", nargs="+", default=[], metavar="FIELD=VALUE", help="for all variations")
+    parser.add_argument("--out", default="", help="where the report of --vary goes")
+    return parser.parse_args(arguments)
+
+
+def status() -> None:
+    """Print a line for each experiment."""
+    book = read_book()
+    for one in EXPERIMENTS:
+        for large in (False, True):
+            if large and not record_path(one.name, large).exists():
+                continue
+            try:
+                reasons = why_stale(one, large, book)
+            except UserError as error:
+                reasons = [str(error)]
+            state = f"stale: {'; '.join(reasons)}" if reasons else "fresh"
+            print(f"{one.name + (' on CUDA' if large else ''):28} {state}")
+
+
+def run(one: Experiment, device: str, seeds: int, workers: int, anew: bool = False) -> dict[str, Any]:
+    """Run what is missing of an experiment; returns its record."""
+    from nanochat.evidence.runs import complete
+
+    flags = [f"--seeds={seeds}" for _ in range(1) if seeds]
+    command = " ".join(["python -m scripts.experiment", one.name, *flags])
+    return complete(one, device, seeds, workers, anew, command)
+
+
+def write_record(record: dict[str, Any], path: Path) -> None:
+    """Write a record, and the summary of all."""
+    write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    rows = [reports.overview_row(one, read_record(record_path(one.name, False))) for one in EXPERIMENTS]
+    summary = json.dumps({"format": 1, "experiments": rows}, indent=1, ensure_ascii=False)
+    write_atomically(ROOT / "results" / "evidence.json", summary + "\n")
+
+
+def verify(one: Experiment, device: str, workers: int) -> bool:
+    """Run an experiment again with the record's seeds; whether each effect lies in its recorded interval."""
+    record = read_record(record_path(one.name, device == "cuda"))
+    if record is None:
+        raise UserError(f"{one.name} has no record to compare with: leave out --verify to make one")
+    again = run(one, device, len(record["seeds"]), workers, anew=True)
+    good = True
+    for before, now in zip(record["findings"], again["findings"], strict=True):
+        if before["mean"] is None or now["mean"] is None:
+            inside = before["verdict"] == now["verdict"]
+        else:
+            slack = 1e-9 * max(1.0, abs(before["mean"]))
+            inside = before["low"] - slack <= now["mean"] <= before["high"] + slack
+        good = good and inside
+        was, is_now = reports.effect(before), reports.effect(now)
+        place = "inside " if inside else "OUTSIDE"
+        print(f"{place}  {before['about']}: {is_now[0]}, recorded {was[0]} ({was[1]})")
+    return good
+
+
+def own_question(variations: list[list[str]], base: list[str], seeds: int) -> Experiment:
+    """The experiment that a reader's flags describe. Raises UserError for a wrong field or value."""
+    usual = varied(Setting(), base)
+    common = changes(Setting(), usual)
+    named = {" ".join(words): changes(usual, varied(usual, words)) for words in variations}
+    for name, differing in named.items():
+        if not differing:
+            raise UserError(f"{name}: that is the book's choice already; give another value")
+    findings = tuple(Finding(f"{name}, against the book's", (name,), "same") for name in named)
+    return Experiment(
+        name="vary-" + slug("-".join(named))[:80],
+        question=f"What does {' or '.join(named)} change?",
+        answer="",
+        claim="",
+        reconsider="",
+        variations={BOOK: {}} | named,
+        findings=findings,
+        base=common,
+        columns=(BPB, "parameters", "seconds", "largest score", "largest logit", "zeros in the MLP"),
+        seeds=seeds or 3,
+    )
+
+
+def changes(before: Setting, after: Setting) -> dict[str, Any]:
+    """The fields in which two settings differ, as the second has them."""
+    old = asdict(before)
+    return {name: value for name, value in asdict(after).items() if value != old[name]}
+
+
+def answer_own_question(options: argparse.Namespace, device: str, workers: int) -> None:
+    """Run a reader's own variations against the book's, print the report and write it to a file."""
+    one = own_question(options.vary, options.base, options.seeds)
+    words = [f"--vary {' '.join(change)}" for change in options.vary]
+    words += [f"--base {' '.join(options.base)}"] if options.base else []
+    record = run(one, device, options.seeds, workers)
+    record["command"] = " ".join(["python -m scripts.experiment", *words])
+    record["declared"] = {**asdict(one), "findings": []}
+    text = reports.report(record)
+    path = Path(options.out) if options.out else base_dir() / "evidence" / f"{one.name}.md"
+    write_atomically(path, text)
+    print(f"\n{text}\nThis report is in {path}")
+
+
+def main() -> int:
+    """Do what the command line asks; 1 if a verification fails."""
+    options = parse(sys.argv[1:])
+    chosen = [experiment(name) for name in options.names]
+    if options.status:
+        status()
+        return 0
+    if options.show:
+        for one in chosen or EXPERIMENTS:
+            record = read_record(record_path(one.name, False))
+            print(reports.report(record) if record else f"{one.name} has not been run")
+        return 0
+    if options.seeds and options.seeds < 2:
+        raise UserError(f"--seeds={options.seeds}: an interval needs at least 2, and better 3")
+    if not chosen and not options.all and not options.vary:
+        names = ", ".join(one.name for one in EXPERIMENTS)
+        raise UserError(f"which experiment? Give a name, --all, --status or --vary; there are {names}")
+    if options.vary:
+        own_question(options.vary, options.base, options.seeds)
+    device = pick_device(options.device_type).type
+    device = device if device == "cuda" else "cpu"
+    workers = options.workers or (1 if device == "cuda" else min(2, os.cpu_count() or 1))
+    if options.vary:
+        answer_own_question(options, device, workers)
+        return 0
+    if options.all:
+        book = read_book()
+        chosen = [one for one in EXPERIMENTS if why_stale(one, device == "cuda", book)]
+        if not chosen:
+            print("every experiment has a fresh record")
+    good = True
+    for one in chosen:
+        if options.verify:
+            good = verify(one, device, workers) and good
+            continue
+        record = run(one, device, options.seeds, workers)
+        path = record_path(one.name, device == "cuda")
+        write_record(record, path)
+        print(f"\n{reports.report(record)}\nwrote results/{path.name}")
+    return 0 if good else 1
+
+
+def tables(record: dict[str, Any]) -> dict[str, str]:
+    """The tables of a record for the chapters, or, of results/evidence.json, the page of all twelve."""
+    if "experiments" in record:
+        return {"overview": reports.overview_table(record["experiments"])}
+    return reports.tables(record)
+
+
+if __name__ == "__main__":
+    run_program(lambda: sys.exit(main()))
