@@ -50,6 +50,9 @@ numbers: environment ## write into the chapters what the records in results/ say
 pictures: environment ## draw the book's pictures again, those that would look different
 	@.venv/bin/python -m tools.pictures
 
+evidence: environment ## run the experiments behind the twelve answers that are missing or stale (about an hour for all)
+	@.venv/bin/python -m scripts.experiment --all
+
 gpu: ## run the CUDA tests and the benchmark with the system's python3; installs nothing
 	@$(or $(PYTHON),python3) -m pytest tests -m gpu
 	@$(or $(PYTHON),python3) -m scripts.bench

@@ -16,12 +16,12 @@ class Setting:
     """Every field that an experiment, or --vary, can change; the defaults are the book's model, small."""
 
     # sizes
-    n_layer: int = 3
+    n_layer: int = 2
     n_embd: int = 96
     n_head: int = 3
     n_kv_head: int = 0  # 0: as many as n_head
     sequence_len: int = 128
-    vocab_size: int = 2048
+    vocab_size: int = 1024
     # components
     activation: Literal["relu2", "relu", "gelu", "swiglu"] = "relu2"
     qk_norm: bool = True
@@ -49,7 +49,7 @@ class Setting:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix products
     # data
     data: str = "sotu"
-    val_tokens: int = 49152
+    val_tokens: int = 24576
 
 
 LARGE = {
