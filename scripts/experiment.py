@@ -72,6 +72,11 @@ def run(one: Experiment, device: str, seeds: int, workers: int, anew: bool = Fal
 def write_record(record: dict[str, Any], path: Path) -> None:
     """Write a record, and the summary of all."""
     write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_summary()
+
+
+def write_summary() -> None:
+    """Write results/evidence.json, from which the page of all twelve is made."""
     rows = [reports.overview_row(one, read_record(record_path(one.name, False))) for one in EXPERIMENTS]
     summary = json.dumps({"format": 1, "experiments": rows}, indent=1, ensure_ascii=False)
     write_atomically(ROOT / "results" / "evidence.json", summary + "\n")

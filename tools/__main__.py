@@ -45,6 +45,8 @@ def check(root: Path) -> int:
     failed = ["comparison with the book"] if differences else []
     failed += ["width of the prose"] if wide else []
     failed += checks.quality(root, outputs)
+    for line in checks.stale_evidence(root):
+        print(line, file=sys.stderr)
     if failed:
         print(f"check failed: {', '.join(failed)}", file=sys.stderr)
         return 1

@@ -52,6 +52,15 @@ def compare(root: Path, outputs: dict[str, Output]) -> list[str]:
     return messages
 
 
+def stale_evidence(root: Path) -> list[str]:
+    """Each answer whose experiment has to be run again. Named, not refused: running all takes an hour."""
+    if not (root / "nanochat" / "evidence").is_dir():
+        return []
+    from nanochat.evidence.records import stale_answers  # not at the top: it belongs to what is checked
+
+    return stale_answers(root)
+
+
 def quality(root: Path, outputs: dict[str, Output]) -> list[str]:
     """The names of the tools that complain, having passed on what they say."""
     python = root / ".venv" / "bin" / "python"

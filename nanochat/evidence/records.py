@@ -61,8 +61,9 @@ def stale_answers(root: Path = ROOT) -> list[str]:
             except UserError as error:
                 reasons = [str(error)]
             if reasons:
+                where = "the evidence" + (" on CUDA" if large else "")
                 lines.append(
-                    f"lit/{one.answer}: the evidence for {one.question!r} is stale: {'; '.join(reasons)}. "
+                    f"lit/{one.answer}: {where} is stale: {'; '.join(reasons)}. "
                     f"Run: python -m scripts.experiment {one.name}"
                 )
     return lines
