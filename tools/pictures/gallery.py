@@ -26,6 +26,7 @@ LARGEST = 60_000  # bytes of one file
 
 NUMBER = re.compile(r"<!--.*?-->|(?<![\w#.-])-?\d+(?:\.\d+)?(?=[\s\",)p])")  # a comment is what a label says
 COLOUR = re.compile(r"#[0-9a-f]{6}\b")
+PATH = re.compile(r'(?<= d=")[^"]*')
 HASH = re.compile(r'(?<=["#])[a-z][0-9a-f]{10}(?=[")])')
 SHOWN = re.compile(r"!\[(?P<alt>[^\]]*)\]\((?P<folder>(?:\.\./)*)pictures/(?P<name>[\w-]+)\.svg\)")
 
@@ -51,7 +52,8 @@ def dark_file(entry: Picture) -> str:
 def skeleton(svg: str) -> tuple[str, list[float]]:
     """A drawing without its coordinates, and the coordinates. Names that are hashes are numbered."""
     order: dict[str, str] = {}
-    plain = HASH.sub(lambda match: order.setdefault(match[0], f"n{len(order)}"), svg)
+    spaced = PATH.sub(lambda path: re.sub(r"([A-Za-z])", r" \1 ", path[0]), svg)
+    plain = HASH.sub(lambda match: order.setdefault(match[0], f"n{len(order)}"), spaced)
     numbers: list[float] = []
 
     def take(match: re.Match[str]) -> str:

@@ -177,17 +177,25 @@ def render(entry: Picture, palette: Palette) -> str:
 
 
 def tidy(svg: str, entry: Picture) -> str:
-    """Shorter, and with a description: three decimals, no prologue, no unused names."""
+    """Shorter, and with a description: few decimals, no prologue, no unused names."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"\s*<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r"-?\d+\.\d{4,}", lambda number: f"{float(number[0]):.3f}".rstrip("0").rstrip("."), body)
-    body = re.sub(r' d="[^"]*"', lambda path: " " + " ".join(path[0].split()), body)
+    body = re.sub(r"-?\d+\.\d{3,}", lambda number: rounded(float(number[0])), body)
+    body = re.sub(r'(?<= d=")[^"]*', lambda path: re.sub(r"\s*([A-Za-z])\s*", r"\1", path[0]).strip(), body)
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', body))
     body = re.sub(r' id="([^"]+)"', lambda name: name[0] if name[1] in used else "", body)
+    for font, short in (("DejaVuSansMono-", "m-"), ("DejaVuSans-Bold-", "b-"), ("DejaVuSans-Oblique-", "o-")):
+        body = body.replace(font, short)
+    body = body.replace("DejaVuSans-", "s-")
     body = re.sub(r"\n\s*", "\n", body)
     head, rest = body.split(">", 1)
     described = f"<title>{escape(entry.title)}</title>\n<desc>{escape(entry.alt)}</desc>"
     return f'{head} role="img">\n{described}{rest}'
+
+
+def rounded(number: float) -> str:
+    """A hundredth of a point is enough for a place, not for a scale."""
+    return f"{number:.{2 if abs(number) >= 1 else 3}f}".rstrip("0").rstrip(".")
 
 
 def canvas(axes: Axes, width: float, height: float) -> None:
