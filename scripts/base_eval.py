@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import shlex
 import sys
@@ -259,7 +260,7 @@ def tables(record: Mapping[str, Any]) -> str:
 
     lines = [table(HEADER, table_rows(record))]
     if record["missing"]:
-        lines += ["", f"Not asked, and part of CORE: {', '.join(record['missing'])}."]
+        lines += ["", f"The tasks of CORE that are missing: {', '.join(record['missing'])}."]
     return "\n".join(lines) + "\n"
 
 
@@ -301,14 +302,19 @@ def make_record(
     }
 
 
+def free_name(folder: Path, stem: str) -> Path:
+    """`stem.json` in a folder, or `stem-2.json`, …: the first that does not exist."""
+    names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+    return next(path for name in names if not (path := folder / f"{name}.json").exists())
+
+
 def keep(folder: Path, stem: str, record: Mapping[str, Any]) -> Path:
     """Write record and tables under the first name that is free; returns the path of the JSON."""
-    names = [stem, *(f"{stem}-{number}" for number in range(2, 10_000))]
-    name = next(name for name in names if not (folder / f"{name}.json").exists())
-    write_atomically(folder / f"{name}.md", tables(record))
-    write_atomically(folder / f"{name}.csv", as_csv(record))
-    write_atomically(folder / f"{name}.json", json.dumps(record, indent=1) + "\n")
-    return folder / f"{name}.json"
+    path = free_name(folder, stem)
+    write_atomically(path.with_suffix(".md"), tables(record))
+    write_atomically(path.with_suffix(".csv"), as_csv(record))
+    write_atomically(path, json.dumps(record, indent=1) + "\n")
+    return path
 
 
 def questions_for_all(bundle: str, names: Sequence[str], ranks: Ranks) -> TaskSet:
