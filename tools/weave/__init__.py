@@ -2,5 +2,5 @@
 
 `model` knows everything there is to know about the fragments and nothing about how they are shown. `prose`,
 `formulas`, `code`, `chapter` and `indexes` turn it into Markdown and HTML and know nothing of MkDocs; `site`
-is the thin hook that MkDocs calls. Whoever replaces MkDocs replaces `site`.
+and `hook` carry the result into MkDocs. Whoever replaces MkDocs replaces these two.
 """

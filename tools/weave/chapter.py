@@ -217,7 +217,8 @@ class Page:
 
     def finish(self, converted: str) -> str:
         """The page's HTML, from what the converter made of its Markdown."""
-        return self.banner() + self.switch() + self.aside.restore(converted)
+        head, heading, body = converted.partition("</h1>") if "</h1>" in converted else ("", "", converted)
+        return self.banner() + self.aside.restore(head + heading + self.switch() + body)
 
     def banner(self) -> str:
         """On every page, what is wrong with the book, while it is being written."""
@@ -251,9 +252,9 @@ class Page:
         if fragment.todo or fragment.answer_to:
             whose = fragment if fragment.todo else self.weaver.book[fragment.answer_to or ""]
             name = html.escape(whose.title)
-            label = f"Show how the book writes <code>{name}</code>"
+            label = f"How the book writes <code>{name}</code>"
             if not fragment.todo:
-                label = f"Show this part of <code>{name}</code>"
+                label = f"How the book writes this part of <code>{name}</code>"
             code = f'<details class="answer"><summary>{label}</summary>\n{code}</details>'
         return (
             f'<div class="fragment" id="{fragment.anchor}">{self.bar(fragment)}'

@@ -47,6 +47,8 @@ def convert(formulas: Iterable[Formula]) -> None:
         if "<math" in made:
             # What pandoc keeps of the TeX would be found by the search, and be read aloud by some readers.
             made = re.sub(r"</?semantics>|<annotation\b.*?</annotation>", "", made, flags=re.DOTALL).strip()
+            if "{,}" in tex:  # a comma between digits, which TeX then sets without space
+                made = re.sub(r"</mn><mo>,</mo><mn>(?=\d{3}<)", ",", made)
             _made[tex, display] = made
         else:
             _made[tex, display] = ""

@@ -1,60 +1,35 @@
-"""The hook that MkDocs calls: `hooks: [tools/weave/site.py]` in mkdocs.yml.
+"""Carry the woven book into MkDocs: `hook` calls these functions, one for each event.
 
-It only carries things from the weaver to MkDocs and back. One rule is its own: `mkdocs build` refuses a book
-with a mistake in it; `mkdocs serve` never does, and shows the mistake on the page where it is.
+One rule is this module's own: `mkdocs build` refuses a book with a mistake in it; `mkdocs serve` never does,
+and shows the mistake on the page where it is.
 """
 
 import importlib
 import json
 import logging
-import sys
+import re
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
-from markdown.extensions.toc import slugify
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import Abort
-from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page as SitePage
 from mkdocs.structure.toc import AnchorLink
 from mkdocs.utils import get_relative_url
 
+from tools import numbers
+from tools.problems import Problem, Refused
+from tools.weave import formulas
+from tools.weave.chapter import Page, Weaver
+from tools.weave.indexes import generated_pages
+from tools.weave.model import Woven, weave
+from tools.weave.prose import formulas_of
+
 ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
 log = logging.getLogger("mkdocs.weave")
-
-# What outlives a build under `mkdocs serve`, which runs this file again for each: what it is called for, when
-# the tools were read, and the last book that could be tangled.
-memory: Any = sys.modules.setdefault("weave_memory", ModuleType("weave_memory"))
-
-
-def forget_changed_tools() -> None:
-    """Let the next build find the tools, and the programs that make tables, as they are now."""
-    folders = ("tools", "scripts", "nanochat")
-    stamp = max(
-        (path.stat().st_mtime for folder in folders for path in (ROOT / folder).rglob("*.py")), default=0.0
-    )
-    if getattr(memory, "stamp", stamp) != stamp:
-        for name in [name for name in sys.modules if name.split(".")[0] in folders]:
-            del sys.modules[name]
-    memory.stamp = stamp
-
-
-forget_changed_tools()
-
-from tools import numbers  # noqa: E402
-from tools.problems import Problem, Refused  # noqa: E402
-from tools.weave import formulas  # noqa: E402
-from tools.weave.chapter import Page, Weaver  # noqa: E402
-from tools.weave.indexes import generated_pages  # noqa: E402
-from tools.weave.model import Woven, weave  # noqa: E402
-from tools.weave.prose import formulas_of  # noqa: E402
 
 weaver = Weaver(ROOT, Woven())
 made: dict[str, Callable[[Page], str]] = {}  # how to make the pages that nobody writes
@@ -63,28 +38,23 @@ site_files = Files([])
 NOT_SEARCHED = ("files/", "records/")  # what is found there is found in a chapter, with its reasons
 
 
-def on_startup(command: Literal["build", "gh-deploy", "serve"], dirty: bool) -> None:
-    """Remember whether somebody is writing."""
-    memory.serving = command == "serve"
-
-
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Read the book. A mistake ends the build, or is kept to be shown."""
+def read_book(config: MkDocsConfig, serving: bool, last_good: Woven | None) -> Woven:
+    """Read the book and give it back. A mistake ends the build; while serving it is kept, to be shown."""
     global weaver
     problems: list[Problem] = []
-    book = getattr(memory, "last_good", Woven())
+    book = last_good or Woven()
     try:
-        book = memory.last_good = weave(ROOT)
+        book = weave(ROOT)
     except Refused as refused:
         problems += refused.problems
     problems += number_problems(ROOT) + formula_problems(ROOT)
-    if problems and not getattr(memory, "serving", False):
+    if problems and not serving:
         raise Abort("\n".join(["error: the book cannot be woven:", *map(str, problems)]))
     for problem in problems:
         log.warning("%s", problem)
     weaver = Weaver(ROOT, book, problems)
     config.mdx_configs.setdefault("toc", {})["slugify"] = slug
-    return config
+    return book
 
 
 def number_problems(root: Path) -> list[Problem]:
@@ -112,11 +82,11 @@ def formula_problems(root: Path) -> list[Problem]:
 
 
 def slug(text: str, separator: str) -> str:
-    """The id of a heading. A formula counts as its TeX, as on a forge."""
-    return str(slugify(current.aside.plain(text), separator))
+    """The id of a heading, as a forge makes it, so that links hold here and there. A formula is its TeX."""
+    return re.sub(r"[^\w\- ]", "", current.aside.plain(text).strip().lower()).replace(" ", separator)
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
+def add_pages(files: Files, config: MkDocsConfig) -> None:
     """Add the pages that nobody writes, and put into the navigation what is there."""
     global site_files
     site_files = files
@@ -129,7 +99,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, path, content=""))
     known = [file.src_uri for file in files.documentation_pages()]
     config.nav = expand(config.nav or [], known, set())
-    return files
 
 
 def _as_it_is(text: str) -> Callable[[Page], str]:
@@ -158,8 +127,8 @@ def expand(nav: list[Any], known: list[str], used: set[str]) -> list[Any]:
     return out
 
 
-def on_page_read_source(page: SitePage, config: MkDocsConfig) -> str:
-    """Give MkDocs the page's Markdown with marks in it."""
+def markdown_of(page: SitePage) -> str:
+    """The page's Markdown with marks in it."""
     global current
     path = page.file.src_uri
 
@@ -174,7 +143,7 @@ def on_page_read_source(page: SitePage, config: MkDocsConfig) -> str:
     return current.read(Path(page.file.abs_src_path).read_text(encoding="utf-8-sig", errors="replace"))
 
 
-def on_page_content(html: str, page: SitePage, config: MkDocsConfig, files: Files) -> str:
+def finish(html: str, page: SitePage) -> str:
     """Put back what the marks stand for, wherever MkDocs has taken them."""
 
     def mend(items: Iterable[AnchorLink]) -> None:
@@ -192,8 +161,7 @@ def on_page_content(html: str, page: SitePage, config: MkDocsConfig, files: File
     return current.finish(html)
 
 
-@event_priority(-100)  # after the search has written its index
-def on_post_build(config: MkDocsConfig) -> None:
+def complete_search(config: MkDocsConfig) -> None:
     """Let the search find each fragment by its title, and lead to the fragment itself."""
     path = Path(config.site_dir) / "search" / "search_index.json"
     if not path.is_file():
