@@ -52,6 +52,8 @@ pictures: environment ## draw the book's pictures again, those that would look d
 
 evidence: environment ## run the experiments behind the twelve answers that are missing or stale (about an hour for all)
 	@.venv/bin/python -m scripts.experiment --all
+compare: environment ## train the book's model and the reference side by side, in turns; some ten minutes
+	@.venv/bin/python -m scripts.compare
 
 gpu: ## run the CUDA tests and the benchmark with the system's python3; installs nothing
 	@$(or $(PYTHON),python3) -m pytest tests -m gpu

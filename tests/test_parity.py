@@ -14,6 +14,7 @@ from nanochat.common import UserError
 from nanochat.engine import Engine, KVCache
 from nanochat.models import load_gpt
 from nanochat.normans_gpt import GPT, GPTConfig
+from nanochat.training import muon_momentum
 
 pytest.importorskip("transformers", reason="the reference is in the transformers library")
 
@@ -174,3 +175,59 @@ def test_without_the_library_the_reference_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match="pip install 'transformers>=5'"):
         load_gpt("reference").GPT(GPTConfig(8, 16, 1, 1, 1, 4))
+
+
+STEPS = 50
+
+
+def walks(steps: int, B: int = 4, T: int = 32) -> Tensor:
+    """Batches (steps, B, T + 1) of a text with something to learn: each token has three that may follow."""
+    generator = torch.Generator().manual_seed(7)
+    followers = torch.randint(V, (V, 3), generator=generator)
+    walk = [0]
+    for choice in torch.randint(3, (steps * B * (T + 1),), generator=generator).tolist():
+        walk.append(int(followers[walk[-1], choice]))
+    return torch.tensor(walk[1:]).view(steps, B, T + 1)
+
+
+def losses_of(model: Any, seed: int, order: list[int] | None = None) -> Tensor:
+    """The losses of a training as `base_train` does it; order permutes the rows of every batch."""
+    torch.manual_seed(seed)
+    model.init_weights()
+    optimizers = model.setup_optimizers()
+    losses = []
+    for step, rows in enumerate(walks(STEPS)):
+        tokens = rows if order is None else rows[order]
+        loss = model(tokens[:, :-1], tokens[:, 1:].contiguous())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                if "momentum" in group:
+                    group["momentum"] = muon_momentum(step)
+            optimizer.step()
+        model.zero_grad()
+        losses.append(loss.item())
+    return torch.tensor(losses)
+
+
+@pytest.mark.parametrize("shape", ["GQA", "MQA"])
+def test_fifty_steps_differ_as_two_orders_of_the_same_batch_do(shape):
+    """A mean depends on the order of its terms by rounding only: that is how far equals may part."""
+    book, reference = a_pair(shape)
+    config = book.config
+
+    def train(seed: int, order: list[int] | None = None) -> Tensor:
+        model: Any = GPT(config)
+        model._precompute_rotary_embeddings = lambda *_, **__: (reference.cos, reference.sin)
+        return losses_of(model, seed, order)
+
+    mine = train(seed=1)
+    theirs = losses_of(reference, seed=1)
+    reordered = [train(1, order) for order in ([1, 0, 3, 2], [2, 3, 1, 0], [3, 2, 0, 1])]
+    rounding = max((losses - mine).abs().max() for losses in reordered)
+    assert mine[0] > 4.5 > 1.5 > mine[-1], "something must be learnt"
+    assert 0 < rounding < 2e-3
+    assert (mine - theirs).abs().max() <= 3 * rounding
+    another = (train(seed=2) - mine)[STEPS // 2 :].abs().max()
+    assert rounding < another / 10, "weights of another seed are another training"

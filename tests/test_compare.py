@@ -1,0 +1,149 @@
+"""scripts.compare runs, its record has the promised form, its tables and numbers follow from the record."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanochat.common import UserError
+from scripts import compare
+
+pytest.importorskip("transformers", reason="the reference is in the transformers library")
+ROOT = Path(__file__).parents[1]
+
+
+def run(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "scripts.compare", *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    path = tmp_path_factory.mktemp("compare") / "quick.json"
+    flags = "--quick", "--device_type=cpu", "--steps=6", "--seeds=2", "--eval_sequences=2", f"--out={path}"
+    return run(*flags), path
+
+
+@pytest.fixture
+def record(quick) -> dict[str, Any]:
+    return dict(json.loads(quick[1].read_text()))
+
+
+def test_a_run_prints_tables_and_keeps_its_record(quick, record):
+    done, path = quick
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "\n\n".join(compare.tables(record).values())
+    assert run(f"--show={path}").stdout == done.stdout
+    assert [side["key"] for side in record["sides"]] == ["reference", "book", "book-float32"]
+    for side in record["sides"]:
+        assert [run["seed"] for run in side["runs"]] == [1, 2]
+        for one in side["runs"]:
+            assert len(one["loss"]) == len(one["seconds"]) == 6
+            assert one["peak"] > 50e6
+            assert 1 < one["bpb"] < 10
+    assert not list(path.parent.glob("*.partial.json"))
+    assert str(Path.home()) not in json.dumps({**record, "command": "", "config": ""})
+
+
+def test_all_sides_begin_alike_and_stay_near_each_other(record):
+    reference, book, narrow = (
+        [run["loss"] for run in next(s for s in record["sides"] if s["key"] == key)["runs"]]
+        for key in ("reference", "book-float32", "book")
+    )
+    for theirs, mine, rounded in zip(reference, book, narrow, strict=True):
+        assert mine[0] == pytest.approx(theirs[0], abs=1e-6)
+        assert mine == pytest.approx(theirs, abs=2e-3)
+        assert rounded == pytest.approx(theirs, abs=3e-2)
+    assert reference[0] != reference[1]
+
+
+def a_record() -> dict[str, Any]:
+    """Two seeds, six steps; the book takes a third of the time and half of the memory."""
+
+    def side(key: str, seconds: float, peak: float, shift: float) -> dict[str, Any]:
+        runs = [
+            {
+                "seed": seed,
+                "loss": [5.0, 4.0, 3.0, 2.0, 1.5 + seed + shift, 1.0 + seed + shift],
+                "seconds": [9.0, 9.0, 9.0, seconds, 2 * seconds, 3 * seconds],
+                "peak": peak,
+                "bpb": 2.0 + seed + shift,
+            }
+            for seed in (1, 2)
+        ]
+        return {"key": key, "name": key, "whole": True, "failed": "", "runs": runs}
+
+    sides = [side("reference", 0.3, 2e9, 0.0), side("book", 0.1, 1e9, 0.25)]
+    for one, points in zip(sides, ([1, 0, 0.5], [1, 1, 0.5]), strict=True):
+        one["runs"][0] |= {"core": 0.1, "title": "CORE subset", "stderr": 0.2, "points": points}
+    return {"sides": sides}
+
+
+def test_numbers_follow_from_the_repetitions():
+    n = compare.numbers(a_record())
+    assert n["step-book"] == pytest.approx(0.2)
+    assert n["speed-book"] == pytest.approx(3)
+    assert n["memory-book"] == 0.5
+    assert n["gap-book"] == n["gap-book-last"] == n["bpb-gap-book"] == 0.25
+    assert n["range-reference"] == n["bpb-range-reference"] == 1
+    assert n["loss-reference"] == 2.5
+    assert (n["core-same-book"], n["core-items"]) == (2, 3)
+
+
+def test_a_side_that_failed_is_a_line_of_the_table(record):
+    record["sides"][2] |= {"failed": "ValueError: no", "runs": [{"seed": 1, "loss": [], "seconds": []}]}
+    record["numbers"] = compare.numbers(record)
+    assert "ValueError: no" in compare.tables(record)["sides"]
+    broken = copy.deepcopy(record)
+    broken["sides"][0]["failed"] = "out of memory"
+    broken["numbers"] = compare.numbers(broken)
+    assert compare.tables(broken)["answer"].startswith("Not measured")
+
+
+def test_unlike_weights_are_refused():
+    class Pretender:
+        def __init__(self, weights: str) -> None:
+            self.weights = weights
+
+        def take_turn(self, *order: Any) -> dict[str, Any]:
+            return {"weights": self.weights, "loss": 1.0}
+
+    def start(*weights: str) -> None:
+        children: list[Any] = [Pretender(name) for name in weights]
+        compare.train_in_turns(children, 1, [None])
+
+    start("a", "a")
+    with pytest.raises(UserError, match="do not begin with the same weights"):
+        start("a", "b")
+
+
+def test_sizes_and_targets():
+    config = compare.CompareConfig()
+    shape, batch_size = config.sizes("cpu")
+    assert (shape["n_layer"], shape["n_embd"], shape["n_head"], shape["sequence_len"]) == (4, 256, 2, 512)
+    assert (shape["vocab_size"], batch_size) == (65536, 1)
+    assert config.sizes("cuda")[0]["n_layer"] == 12
+    assert config.target("cuda") == Path("results/compare-cuda.json")
+    assert compare.CompareConfig(quick=True).target("cpu") is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--steps=3"], "error: --steps=3: must be at least 4"),
+        (["--seed=3"], "error: there is no flag --seed; did you mean --seeds?"),
+        (["--device_type=tpu"], "error: --device_type"),
+        (["--show=nowhere.json"], "error: --show=nowhere.json: there is no such file"),
+    ],
+)
+def test_wrong_flags_are_one_line(flags, message):
+    done = run(*flags)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
