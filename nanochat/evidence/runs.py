@@ -154,14 +154,15 @@ def complete(
     trials: dict[str, dict[str, Any]] = {
         name: {str(seed): {"numbers": {}, "curves": {}} for seed in range(seeds)} for name in one.variations
     }
-    names = {setting: name for name, setting in one.settings(large).items()}
+    settings = one.settings(large)
     code: dict[str, str] = {}
     for job in jobs:
         code |= code_of(job)
-        for name, outcome in outcomes[job].items():
-            mine = trials[name or names[job.settings[0][1]]][str(job.seed)]
-            mine["numbers"] |= outcome["numbers"]
-            mine["curves"] |= outcome["curves"]
+        for given, outcome in outcomes[job].items():
+            for name in [given] if given else [n for n, s in settings.items() if s == job.settings[0][1]]:
+                mine = trials[name][str(job.seed)]
+                mine["numbers"] |= outcome["numbers"]
+                mine["curves"] |= outcome["curves"]
     record = {
         "format": FORMAT,
         "experiment": one.name,
@@ -170,7 +171,7 @@ def complete(
         "machine": machine(device),
         "seeds": list(range(seeds)),
         "configuration": one.configuration(large),
-        "text": sorted({text_of(setting) for setting in one.settings(large).values()}),
+        "text": sorted({text_of(setting) for setting in settings.values()}),
         "code": dict(sorted(code.items())),
         "trials": trials,
     }
