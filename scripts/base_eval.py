@@ -113,7 +113,7 @@ def open_run(config: EvalConfig, device: torch.device) -> Opened:
     dtype = autocast_dtype(device, config.dtype)
     if dtype is None:
         model.float()
-    shape = model.config
+    shape, progress = model.config, checkpoint.meta.get("progress", {})
     about = {
         "run": checkpoint.folder.name,
         "step": checkpoint.step,
@@ -121,6 +121,7 @@ def open_run(config: EvalConfig, device: torch.device) -> Opened:
         "config": asdict(shape),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "data": checkpoint.meta.get("config", {}).get("data", ""),
+        "training": {name: progress.get(name) for name in ("train_seconds", "val_bpb")},
         "dtype": str(dtype or "float32").removeprefix("torch."),
     }
 
@@ -287,6 +288,7 @@ def make_record(
     }
     for task in report.tasks:
         numbers |= {f"{task.name}-accuracy": task.accuracy, f"{task.name}-centered": task.centered}
+    numbers |= {f"training-{name}": value for name, value in opened.about.get("training", {}).items() if value}
     return {
         "format": 1,
         "command": shlex.join(["python", "-m", "scripts.base_eval", *sys.argv[1:]]),
