@@ -288,7 +288,8 @@ def make_record(
     }
     for task in report.tasks:
         numbers |= {f"{task.name}-accuracy": task.accuracy, f"{task.name}-centered": task.centered}
-    numbers |= {f"training-{name}": value for name, value in opened.about.get("training", {}).items() if value}
+    training = opened.about.get("training", {})
+    numbers |= {f"training-{name}": value for name, value in training.items() if value is not None}
     return {
         "format": 1,
         "command": shlex.join(["python", "-m", "scripts.base_eval", *sys.argv[1:]]),
