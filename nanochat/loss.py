@@ -19,7 +19,7 @@ def rows_per_chunk(n_rows: int, vocab_size: int) -> int:
 
 
 def cut(x: Tensor, targets: Tensor, vocab_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of x (N, C) with their targets (N,), a chunk at a time; views, not copies."""
+    """Rows of x (R, C) with their targets (R,), a chunk at a time; views, not copies."""
     rows = rows_per_chunk(x.size(0), vocab_size)
     return zip(torch.split(x, rows), torch.split(targets, rows), strict=True)
 
@@ -30,13 +30,13 @@ def widen(x: Tensor) -> Tensor:
 
 
 def chunk_nll(x: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
-    """Negative log-likelihood in nats of each target (N,), 0 where the target is -1; x is (N, C)."""
+    """Negative log-likelihood in nats of each target (R,), 0 where the target is -1; x is (R, C)."""
     logits = softcap * torch.tanh(widen(x @ weight.t()) / softcap)
     return F.cross_entropy(logits, targets, ignore_index=-1, reduction="none")
 
 
 def chunk_loss_and_dlogits(logits: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
-    """Summed loss of one chunk (a wide scalar) and its gradient by the raw logits (N, V), in their dtype."""
+    """Summed loss of one chunk (a wide scalar) and its gradient by the raw logits (R, V), in their dtype."""
     asked = (targets != -1).unsqueeze(-1)
     target = targets.unsqueeze(-1).masked_fill(~asked, 0)  # any index will do where nothing is asked
     squashed = torch.tanh(widen(logits) / softcap)
@@ -62,7 +62,7 @@ def compile_kernel() -> None:
 
 
 def score(x: Tensor, weight: Tensor, targets: Tensor, softcap: float, dtype: torch.dtype) -> Tensor:
-    """The loss of each position (N,), in nats; a backward pass computes each chunk's logits again."""
+    """The loss of each position (R,), in nats; a backward pass computes each chunk's logits again."""
     narrow_weight = weight.to(dtype)
     nll: list[Tensor] = []
     for x_chunk, targets_chunk in cut(x.to(dtype), targets, weight.size(0)):
@@ -104,8 +104,8 @@ def softcapped_cross_entropy(
 ) -> Tensor:
     """Cross-entropy, in nats, of the logits softcap · tanh(x weightᵀ / softcap) against targets.
 
-    x (N, C), weight (V, C), targets (N,) int64 with -1 where nothing is asked. reduction is "mean" (over the
-    asked positions; nan if there is none), "sum", or "none" (shape (N,)). Returns float32 (float64 for
+    x (R, C), weight (V, C), targets (R,) int64 with -1 where nothing is asked. reduction is "mean" (over the
+    asked positions; nan if there is none), "sum", or "none" (shape (R,)). Returns float32 (float64 for
     float64 inputs). Raises ValueError for another reduction or for more or fewer targets than rows, and
     IndexError or RuntimeError for a target that is neither -1 nor a token.
     """

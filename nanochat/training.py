@@ -291,7 +291,7 @@ def watch_calls(config: TrainConfig, model: ModuleType, ranks: Ranks) -> Abstrac
 
 
 def planned_steps(config: TrainConfig, parameters: int, flops_per_token: int) -> int:
-    """N, the optimizer steps of this run: from the first positive one of the three horizons."""
+    """S, the optimizer steps of this run: from the first positive one of the three horizons."""
     if config.num_iterations > 0:
         return config.num_iterations
     if config.target_flops > 0:
@@ -305,7 +305,7 @@ def due(step: int, every: int, last: bool) -> bool:
 
 
 def learning_rate_multiplier(done: float, one_step: float, config: TrainConfig) -> float:
-    """The factor on every learning rate when the fraction `done` of the run is over; one_step = 1/N."""
+    """The factor on every learning rate when the fraction `done` of the run is over; one_step = 1/S."""
     if done < config.warmup_ratio:
         return min(1.0, (done + one_step) / config.warmup_ratio)
     if done <= 1 - config.warmdown_ratio:

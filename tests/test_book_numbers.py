@@ -228,7 +228,7 @@ def test_chapter_35_bytes() -> None:
     says(35, f"$512 \\cdot 65,536 = {logits:,}$ numbers, {4 * logits / 1e6:.0f} MB in fp32")
     n = sum(p.numel() for p in meta(GPTConfig(512, V, 4, 2, 2, 256)).parameters())
     says(35, f"{n / 1e6:.1f} million numbers, {4 * n / 1e6:.0f} MB")
-    says(35, f"four times $N V$ numbers: {4 * 4 * logits / 1e6:.0f} MB")
+    says(35, f"four times $R V$ numbers: {4 * 4 * logits / 1e6:.0f} MB")
     copy = 4 * 32 * 2048 * V
     says(35, f"{copy / 1e9:.1f} GB for each copy and {4 * copy / 1e9:.0f} GB at the peak")
     rows = rows_per_chunk(32 * 2048, V)

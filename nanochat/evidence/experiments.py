@@ -72,8 +72,8 @@ def slug(text: str) -> str:
 
 TIED_HEAD = Experiment(
     name="tied-head",
-    question="Why untie embedding and head?",
-    answer="10-the-parts-of-a-gpt.md#why-untie-the-embedding-and-the-head",
+    question="Why untie embedding and lm_head weights?",
+    answer="10-the-parts-of-a-gpt.md#why-untie-embedding-and-lm_head-weights",
     claim="One matrix for both jobs ends at a higher loss than two, whichever job its start and rate are "
     "made for.",
     reconsider="A tied model that ends lower at the same number of tokens, or as low once its saved "
@@ -98,8 +98,8 @@ TIED_HEAD = Experiment(
 
 SHARED_HEADS = Experiment(
     name="shared-heads",
-    question="What is the advantage of multi-query attention?",
-    answer="10-the-parts-of-a-gpt.md#what-is-the-advantage-of-multi-query-attention",
+    question="What's the advantage of Multi-Query Attention?",
+    answer="10-the-parts-of-a-gpt.md#whats-the-advantage-of-multi-query-attention",
     claim="Fewer key-value heads shrink the cache in proportion and make decoding faster, and cost some "
     "loss.",
     reconsider="Decoding that is no faster although the cache is smaller, or a loss that does not rise "
@@ -124,8 +124,8 @@ SHARED_HEADS = Experiment(
 
 ACTIVATION = Experiment(
     name="activation",
-    question="Why relu² instead of relu or GELU?",
-    answer="30-the-forward-pass.md#why-use-relu2-instead-of-relu-or-gelu",
+    question="Why use relu^2 instead of regular relu or GELU?",
+    answer="30-the-forward-pass.md#why-use-relu2-instead-of-regular-relu-or-gelu",
     claim="At equal weights and tokens relu² ends lower than relu and GELU, for less time than GELU, "
     "with most hidden numbers zero.",
     reconsider="relu or GELU at the same or a lower loss at equal time, at any size.",
@@ -184,8 +184,8 @@ QK_NORM = Experiment(
 
 TABLES_AS_BUFFERS = Experiment(
     name="tables-as-buffers",
-    question="Why are the rotary tables buffers, not parameters?",
-    answer="10-the-parts-of-a-gpt.md#why-are-the-tables-buffers-not-parameters",
+    question="Why are rotary embeddings registered as buffers not parameters?",
+    answer="10-the-parts-of-a-gpt.md#why-are-rotary-embeddings-registered-as-buffers-not-parameters",
     claim="Only a buffer that is not saved moves with the model, stays what it is in training, and "
     "leaves a checkpoint loadable at another length.",
     reconsider="A PyTorch that moves plain attributes, or an optimizer that skips parameters by itself.",
@@ -283,8 +283,8 @@ ACCUMULATION = Experiment(
 
 NORM_AFTER_EMBEDDING = Experiment(
     name="norm-after-embedding",
-    question="Why normalize after the embedding?",
-    answer="30-the-forward-pass.md#why-normalize-after-the-embedding-instead-of-before",
+    question="Why normalize after embedding instead of before?",
+    answer="30-the-forward-pass.md#why-normalize-after-embedding-instead-of-before",
     claim="Without the norm after the embedding the rows' sizes drift apart and enter the stream, and "
     "the loss ends higher.",
     reconsider="A loss that does not rise without the norm, at this or a larger embedding rate.",
@@ -398,8 +398,8 @@ RATES_AND_WIDTHS = Experiment(
 
 BIASES = Experiment(
     name="biases",
-    question="What is the advantage of no bias in linear layers?",
-    answer="10-the-parts-of-a-gpt.md#what-is-the-advantage-of-no-bias-in-linear-layers",
+    question="What's the advantage of no bias in linear layers?",
+    answer="10-the-parts-of-a-gpt.md#whats-the-advantage-of-no-bias-in-linear-layers",
     claim="Biases in the blocks change the loss by nothing that can be measured at this size.",
     reconsider="A loss that biases lower by more than they cost in weights, at any size.",
     variations={BOOK: {}, "biases": {"bias": True}},
@@ -413,8 +413,8 @@ BIASES = Experiment(
 
 BFLOAT16 = Experiment(
     name="bfloat16",
-    question="Why bfloat16 for embeddings and rotary tables?",
-    answer="10-the-parts-of-a-gpt.md#why-bfloat16-for-the-tables",
+    question="Why use bfloat16 for embeddings and rotary cache?",
+    answer="10-the-parts-of-a-gpt.md#why-use-bfloat16-for-embeddings-and-rotary-cache-the-tables",
     claim="bf16 tables and a bf16 embedding halve their memory at no cost in loss, as long as the "
     "embedding's rate is large; at a usual AdamW rate most of its steps are lost.",
     reconsider="A loss that rises with bf16 tables at long contexts, or with a bf16 embedding at the "
