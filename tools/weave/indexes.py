@@ -282,10 +282,12 @@ def symbols_page(page: Page) -> str:
     symbols = {name for _, code, _ in notation for name in re.findall(r"\w+", code)}
     symbols |= {re.sub(r"[${}]", "", symbol) for symbol, _, _ in notation}
     shapes = [s for file in page.weaver.book.files.values() for s in shapes_of(file, symbols)]
+    fixed = f"The letters are fixed in [how to read this book]({NOTATION}#fix-the-notation-once). " * bool(
+        text
+    )
     out = [
         "# Symbols and shapes",
-        f"The letters are fixed in [how to read this book]({NOTATION}#fix-the-notation-once); a shape is "
-        "written with its outermost dimension first.",
+        f"{fixed}A shape is written with its outermost dimension first.",
         "## Symbols",
         "\n".join(
             [

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.exceptions import Abort
+from mkdocs.exceptions import BuildError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page as SitePage
 from mkdocs.structure.toc import AnchorLink
@@ -49,7 +49,7 @@ def read_book(config: MkDocsConfig, serving: bool, last_good: Woven | None) -> W
         problems += refused.problems
     problems += number_problems(ROOT) + formula_problems(ROOT)
     if problems and not serving:
-        raise Abort("\n".join(["error: the book cannot be woven:", *map(str, problems)]))
+        raise BuildError("\n".join(["the book cannot be woven:", *map(str, problems)]))
     for problem in problems:
         log.warning("%s", problem)
     weaver = Weaver(ROOT, book, problems)
