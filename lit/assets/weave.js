@@ -27,7 +27,18 @@
     target.scrollIntoView();
   }
 
+  // What scrolls sideways must be reached by keyboard; what does not is no stop on the way.
+  function letKeyboardScroll() {
+    document.querySelectorAll(".formula, .md-typeset__scrollwrap").forEach((box) => {
+      if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+      else box.removeAttribute("tabindex");
+    });
+  }
+
   function start() {
+    letKeyboardScroll();
+    window.addEventListener("load", () => setTimeout(letKeyboardScroll));
+    window.addEventListener("resize", letKeyboardScroll);
     document.querySelectorAll(".answers-switch").forEach((place) => {
       const count = Number(place.dataset.functions);
       const label = document.createElement("label");

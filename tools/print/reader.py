@@ -12,7 +12,7 @@ from pathlib import Path
 from posixpath import dirname, join, normpath
 from urllib.parse import unquote
 
-from markdown.extensions.toc import slugify, unique
+from markdown.extensions.toc import unique
 
 from tools.markup import scan
 from tools.print.code import Setter
@@ -20,6 +20,7 @@ from tools.print.pages import Page
 from tools.print.pandoc import Element, Failed, parse, plain, walk
 from tools.problems import Problem, Refused
 from tools.weave.indexes import generated_pages
+from tools.weave.prose import heading_id
 
 _MARK = "fragment-"  # + number: what stands behind a fence while pandoc reads the page
 _FENCED = re.compile(r"^(?P<fence>`{3,}|~{3,}).*?^(?P=fence)[`~]*\s*?$", re.M | re.S)
@@ -78,7 +79,7 @@ def read_page(page: Page, setter: Setter) -> Reading:
         kind = element["t"]
         if kind == "Header":
             level, _, inlines = element["c"]
-            slug = unique(slugify(plain(inlines), "-"), taken)
+            slug = unique(heading_id(plain(inlines)), taken)
             top = level == 1 and page.id not in reading.anchors.values()
             name = page.id if top else f"{page.id}--{slug}"
             reading.anchors[slug] = name

@@ -71,6 +71,12 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
     return str(site().finish(html, page))
 
 
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """The whole file, with a name for what the theme leaves without one."""
+    dialog = 'data-md-component="search" role="dialog"'
+    return output.replace(dialog, f'{dialog} aria-label="Search"')
+
+
 @event_priority(-100)  # after the search has written its index
 def on_post_build(config: MkDocsConfig) -> None:
     """Complete the index of the search."""

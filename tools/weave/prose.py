@@ -84,6 +84,11 @@ class Aside:
         return page
 
 
+def heading_id(text: str) -> str:
+    """The id of a heading, as a forge makes it, so that links hold here and there. A formula is its TeX."""
+    return re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-")
+
+
 def replace_in(
     text: str, formula: Callable[[Formula], str], link: Callable[[Link], str], first_line: int = 1
 ) -> str:

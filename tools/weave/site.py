@@ -7,7 +7,6 @@ and shows the mistake on the page where it is.
 import importlib
 import json
 import logging
-import re
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -26,7 +25,7 @@ from tools.weave import formulas
 from tools.weave.chapter import Page, Weaver
 from tools.weave.indexes import generated_pages
 from tools.weave.model import Woven, weave
-from tools.weave.prose import formulas_of
+from tools.weave.prose import formulas_of, heading_id
 
 ROOT = Path(__file__).resolve().parents[2]
 log = logging.getLogger("mkdocs.weave")
@@ -82,8 +81,8 @@ def formula_problems(root: Path) -> list[Problem]:
 
 
 def slug(text: str, separator: str) -> str:
-    """The id of a heading, as a forge makes it, so that links hold here and there. A formula is its TeX."""
-    return re.sub(r"[^\w\- ]", "", current.aside.plain(text).strip().lower()).replace(" ", separator)
+    """The id of a heading, which still holds marks."""
+    return heading_id(current.aside.plain(text))
 
 
 def add_pages(files: Files, config: MkDocsConfig) -> None:
