@@ -18,7 +18,7 @@ from nanochat import normans_gpt
 from nanochat.common import UserError
 from nanochat.evidence import records, runs
 from nanochat.evidence.experiments import BOOK, EXPERIMENTS, Experiment, Finding, experiment
-from nanochat.evidence.freshness import digest, fragments_run
+from nanochat.evidence.freshness import checksum, digests, fragments_run, statements
 from nanochat.evidence.procedures import PROCEDURES
 from nanochat.evidence.report import (
     conclude,
@@ -405,7 +405,8 @@ def test_a_damaged_record_is_one_clear_line(tmp_path: Path, text: str, says: str
 
 
 def same(one: str, other: str) -> bool:
-    return digest(textwrap.dedent(one).split("\n")) == digest(textwrap.dedent(other).split("\n"))
+    first, second = (statements(textwrap.dedent(text).split("\n")) for text in (one, other))
+    return checksum(first, {"b"}) == checksum(second, {"b"})
 
 
 CODE = """
@@ -445,6 +446,12 @@ def test_what_cannot_change_a_number_is_not_a_change(other: str) -> None:
 )
 def test_what_can_change_a_number_is_a_change(other: str) -> None:
     assert not same(CODE, other)
+
+
+def test_of_imports_only_what_is_used_counts() -> None:
+    assert same("import a\nfrom x import b\n", "from x import (\n    b,\n    c as d,\n)\n")
+    assert not same("from x import b\n", "from y import b\n")
+    assert not same("from x import c as b\n", "from x import b\n")
 
 
 def test_pieces_that_are_no_python_are_compared_line_by_line() -> None:
@@ -513,18 +520,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "lit", root / "lit", ignore=shutil.ignore_patterns("pictures"))
     (root / "results").mkdir()
     book = read_book(root)
-    now = records_now(book)
     for one in EXPERIMENTS:
         path = records.record_path(one.name, False)
         if (record := records.read_record(path)) is not None:
-            slim = {**record, "code": {n: now.get(n, "") for n in record["code"]}, "trials": {}}
+            slim = {**record, "code": digests(book, record["code"]), "trials": {}}
             slim["configuration"] = one.configuration(False)
             (root / "results" / path.name).write_text(json.dumps(slim))
     return root
-
-
-def records_now(book: Any) -> dict[str, str]:
-    return {name: digest(line for line, _ in lines) for name, lines in book.fragments.items()}
 
 
 def stale(root: Path) -> set[str]:

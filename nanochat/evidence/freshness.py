@@ -24,35 +24,70 @@ OF_PAPER = ("runs", "records", "report", "statistics", "freshness")
 SILENT = (tokenize.COMMENT, tokenize.NL, tokenize.ENCODING, tokenize.ENDMARKER)
 
 
-def digest(lines: Iterable[str]) -> str:
-    """A checksum of a fragment's code, the same after changes that cannot change what it does."""
+def digests(book: Book, names: Iterable[str]) -> dict[str, str]:
+    """A checksum of each of these fragments, the same after changes that cannot change what they do."""
+    code = {name: statements(line for line, _ in book.fragments.get(name, [])) for name in sorted(names)}
+    used = {word for lines in code.values() for line in lines if not is_import(line) for word in line}
+    return {name: checksum(lines, used) for name, lines in code.items()}
+
+
+def checksum(lines: list[list[str]], used: set[str]) -> str:
+    """A checksum of statements. Of imports only those count that bring a name which is used."""
+    words: list[str] = []
+    for line in lines:
+        if is_import(line):
+            words += [source for name, source in sorted(imported(line).items()) if name in used]
+        else:
+            words += [*line, "\n"]
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
+
+
+def is_import(words: list[str]) -> bool:
+    """Whether a statement is an import."""
+    return words[0] in ("import", "from")
+
+
+def imported(words: list[str]) -> dict[str, str]:
+    """For each name that an import statement brings, where it comes from."""
+    at = words.index("import")
+    module, found = "".join(words[1:at]), {}
+    for part in " ".join(word for word in words[at + 1 :] if word not in "()").split(","):
+        name, _, alias = part.strip().replace(" . ", ".").partition(" as ")
+        if name:
+            found[alias or name.split(".")[0]] = f"{module}:{name}"
+    return found
+
+
+def statements(lines: Iterable[str]) -> list[list[str]]:
+    """The words of each statement of a fragment, without references, comments and docstrings."""
     code = [line for line in lines if not REFERENCE.fullmatch(line)]
     indent = min((len(line) - len(line.lstrip()) for line in code if line.strip()), default=0)
     text = "\n".join(line[indent:] for line in code)
     try:
-        words = meaningful(text)
+        return meaningful(text)
     except (tokenize.TokenError, SyntaxError):
-        words = [line.rstrip() for line in text.split("\n") if line.strip()]
-    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
+        return [["line", line.rstrip()] for line in text.split("\n") if line.strip()]
 
 
-def meaningful(text: str) -> list[str]:
-    """The tokens of a piece of Python without comments, docstrings and optional line ends."""
+def meaningful(text: str) -> list[list[str]]:
+    """The statements of a piece of Python, each as its words; a change of indentation is one too."""
+    found: list[list[str]] = []
     words: list[str] = []
-    fresh, kept = True, True  # at the beginning of a statement; whether anything of it was kept
+    docstring = False
     for kind, word in whole_strings(text):
         if kind in SILENT:
             continue
-        if kind in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT):
-            if kept:
-                words.append(tokenize.tok_name[kind])
-            fresh, kept = True, True
-        elif fresh and kind == tokenize.STRING:
-            fresh, kept = False, False
+        if kind == tokenize.STRING and not words:
+            docstring = True
+        if kind == tokenize.NEWLINE:
+            if not (docstring and len(words) == 1):
+                found.append(words)
+            words, docstring = [], False
+        elif kind in (tokenize.INDENT, tokenize.DEDENT):
+            found.append([tokenize.tok_name[kind]])
         else:
             words.append(word)
-            fresh, kept = False, True
-    return words
+    return [line for line in found if line]
 
 
 def whole_strings(text: str) -> Iterator[tuple[int, str]]:
@@ -71,11 +106,6 @@ def whole_strings(text: str) -> Iterator[tuple[int, str]]:
                 yield tokenize.STRING, "\n".join(picked)[start[1] :]
         elif not depth:
             yield token.type, token.string
-
-
-def digests(book: Book) -> dict[str, str]:
-    """The checksum of each fragment."""
-    return {name: digest(line for line, _ in lines) for name, lines in book.fragments.items()}
 
 
 def with_containers(book: Book, names: set[str]) -> set[str]:
@@ -126,12 +156,12 @@ def fragments_run(work: Callable[[], Any], root: Path = ROOT) -> set[str]:
 
 def changed_since(code: dict[str, str], book: Book) -> list[str]:
     """The fragments, of those a record depends on, that are not what they were, each with its place."""
-    now = digests(book)
+    now = digests(book, code)
     lines = []
-    for name, checksum in code.items():
-        if name not in now:
+    for name, then in code.items():
+        if name not in book.fragments:
             lines.append(f"the fragment {name} is no longer there")
-        elif now[name] != checksum:
+        elif now[name] != then:
             place = book.fragments[name][0][1] if book.fragments[name] else None
             lines.append(f"{name} has changed" + (f" ({place.chapter}:{place.line})" if place else ""))
     return lines

@@ -63,9 +63,7 @@ class Job:
 @functools.cache
 def traced(procedure: str, settings: tuple[tuple[str, Setting], ...]) -> tuple[tuple[str, str], ...]:
     """The fragments that a procedure runs for these settings, with their checksums."""
-    names = fragments_run(Job(procedure, settings, 0, "cpu").run)
-    now = digests(read_book())
-    return tuple((name, now[name]) for name in sorted(names))
+    return tuple(digests(read_book(), fragments_run(Job(procedure, settings, 0, "cpu").run)).items())
 
 
 def code_of(job: Job) -> dict[str, str]:
@@ -155,9 +153,7 @@ def complete(
         name: {str(seed): {"numbers": {}, "curves": {}} for seed in range(seeds)} for name in one.variations
     }
     settings = one.settings(large)
-    code: dict[str, str] = {}
     for job in jobs:
-        code |= code_of(job)
         for given, outcome in outcomes[job].items():
             for name in [given] if given else [n for n, s in settings.items() if s == job.settings[0][1]]:
                 mine = trials[name][str(job.seed)]
@@ -172,7 +168,7 @@ def complete(
         "seeds": list(range(seeds)),
         "configuration": one.configuration(large),
         "text": sorted({text_of(setting) for setting in settings.values()}),
-        "code": dict(sorted(code.items())),
+        "code": digests(read_book(), {name for job in jobs for name in code_of(job)}),
         "trials": trials,
     }
     return record | conclude(one, record)

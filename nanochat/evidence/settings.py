@@ -43,13 +43,13 @@ class Setting:
     grad_clip: float = 1.0
     warmup_ratio: float = 0.0
     warmdown_ratio: float = 0.4
-    batch_size: int = 16  # sequences in one pass
+    batch_size: int = 8  # sequences in one pass
     passes: int = 1  # passes in one step
     steps: int = 100
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix products
     # data
     data: str = "sotu"
-    val_tokens: int = 24576
+    val_tokens: int = 16384
 
 
 LARGE = {
