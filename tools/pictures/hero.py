@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from nanochat.normans_gpt import apply_rotary_emb
 from nanochat.training import PROMPTS
-from tools.pictures.running import record
+from tools.pictures.results import record
 from tools.pictures.style import SMALL, Palette, arrow, box, canvas, picture
 
 

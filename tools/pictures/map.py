@@ -48,10 +48,10 @@ def times(shape: tuple[int, ...]) -> str:
     another goes through the MLP (c_fc, relu squared, c_proj) and is added. A last norm, lm_head and the
     softcap give logits (B, T, V).""",
     title="A map of the model, with the shapes of one with four blocks",
-    height=6.7,
+    height=6.05,
 )
 def model_map(axes: Axes, palette: Palette) -> None:
-    canvas(axes, 389, 481)
+    canvas(axes, 389, 433)
     seen = shapes()
     stream, half = 122, 42
     mono: dict[str, Any] = {"family": "DejaVu Sans Mono", "size": SMALL}
@@ -73,21 +73,21 @@ def model_map(axes: Axes, palette: Palette) -> None:
     def down(start: float, end: float) -> None:
         arrow(axes, (stream, start), (stream, end), palette.ink, lw=1.6)
 
-    station(2, "token ids", code=False)
-    down(26, 56)
-    shape(40, "B, T", seen["idx"])
-    station(57, "wte", palette.blue)
-    weights(57, "V × C", seen["wte"])
-    down(81, 94)
-    station(95, "norm")
-    box(axes, palette, 36, 152, 351, 196, rounding=8)
-    axes.text(stream + 14, 166, f"block, {JOURNEY.n_layer} times", weight="bold", va="center")
-    axes.plot([stream, stream], [119, 360], color=palette.ink, lw=3.4, solid_capstyle="butt")
-    shape(135, "B, T, C", seen["norm"])
+    station(0, "token ids", code=False)
+    down(24, 50)
+    shape(36, "B, T", seen["idx"])
+    station(51, "wte", palette.blue)
+    weights(51, "V × C", seen["wte"])
+    down(75, 86)
+    station(87, "norm")
+    box(axes, palette, 36, 141, 351, 172, rounding=8)
+    axes.text(stream + 14, 153, f"block, {JOURNEY.n_layer} times", weight="bold", va="center")
+    axes.plot([stream, stream], [111, 322], color=palette.ink, lw=3.4, solid_capstyle="butt")
+    shape(126, "B, T, C", seen["norm"])
     branches = (
         (
-            182,
-            70,
+            166,
+            68,
             palette.orange,
             (
                 ("c_q  c_k  c_v", times(seen["attn.c_q"])),
@@ -97,8 +97,8 @@ def model_map(axes: Axes, palette: Palette) -> None:
             ),
         ),
         (
-            270,
-            56,
+            248,
+            54,
             palette.green,
             (
                 ("c_fc", times(seen["mlp.c_fc"])),
@@ -122,15 +122,15 @@ def model_map(axes: Axes, palette: Palette) -> None:
             Circle((stream, bottom), 9, facecolor=palette.ground, edgecolor=colour, lw=1.6, zorder=3)
         )
         axes.text(stream, bottom, "+", ha="center", va="center", weight="bold", zorder=4)
-    axes.text(44, 211, "attention", va="center", size=SMALL, color=palette.orange)
-    axes.text(44, 298, "MLP", va="center", size=SMALL, color=palette.green)
-    down(350, 378)
-    station(379, "norm")
-    down(403, 416)
-    station(417, "lm_head", palette.blue)
-    weights(417, "V × C", seen["lm_head"])
-    down(441, 454)
-    station(455, "softcap", code=False)
+    axes.text(44, 196, "attention", va="center", size=SMALL, color=palette.orange)
+    axes.text(44, 275, "MLP", va="center", size=SMALL, color=palette.green)
+    down(314, 334)
+    station(335, "norm")
+    down(359, 370)
+    station(371, "lm_head", palette.blue)
+    weights(371, "V × C", seen["lm_head"])
+    down(395, 406)
+    station(407, "softcap", code=False)
     axes.text(
-        stream + half + 8, 467, f"logits: B, T, V = {times(seen['GPT.forward'])}", va="center", size=SMALL
+        stream + half + 8, 419, f"logits: B, T, V = {times(seen['GPT.forward'])}", va="center", size=SMALL
     )

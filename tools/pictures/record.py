@@ -22,6 +22,7 @@ from nanochat.tokenizer import Tokenizer
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = "results/train-cpu.json"
 SENTENCE = "In 1936 America's unemployed didn't need a naïve tokenizer."
+ATTENDED = "The people of the United States elected the President of the United"
 COLUMNS = {"step": 0, "loss": 4, "smooth_loss": 4, "lrm": 4, "grad_norm": 4, "seconds": 1}  # digits kept
 
 
@@ -62,6 +63,49 @@ def record_of(folder: Path, command: str, code: str = "", note: str = "") -> dic
         "validation": [{**line, "val_bpb": round(line["val_bpb"], 4)} for line in scores],
         "samples": cut_samples(samples),
         "sentence": [[token, tokenizer.tokens[token].hex()] for token in tokenizer.encode(SENTENCE)],
+        **look_inside(folder, tokenizer),
+    }
+
+
+def look_inside(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Where the trained heads look in a sentence, what the model expects next, and how surely."""
+    import torch
+
+    from nanochat.checkpoint_manager import load_checkpoint
+    from nanochat.normans_gpt import GPT, GPTConfig
+    from tools.pictures.attention import watching_attention
+
+    saved = load_checkpoint(folder, weights_only=True)
+    model = GPT(GPTConfig(**saved.meta["model"]))
+    model.load_state_dict(saved.model)
+    ids = tokenizer.encode(ATTENDED, prepend=tokenizer.bos)
+    with torch.no_grad(), watching_attention() as seen:
+        logits = model(torch.tensor([ids]))[0]
+    best = logits.softmax(-1).max(-1)
+    after_one_word = logits[1]
+    likeliest = after_one_word.topk(8).indices.tolist()
+    heads = {
+        f"{b}.{h}": [[round(weight, 2) for weight in row] for row in head.tolist()]
+        for b, block in enumerate(seen)
+        for h, head in enumerate(block)
+    }
+    return {
+        "attention": {
+            "tokens": ["bos", *(tokenizer.decode([token]) for token in ids[1:])],
+            "heads": heads,
+            "next": [
+                [tokenizer.decode([token]), round(sure, 2)]
+                for token, sure in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            ],
+        },
+        "temperature": {
+            "prompt": tokenizer.decode(ids[1:2]),
+            "tokens": [tokenizer.decode([token]) for token in likeliest],
+            "shares": {
+                f"{t}": [round(share, 4) for share in (after_one_word / t).softmax(-1)[likeliest].tolist()]
+                for t in (0.5, 1.0, 2.0)
+            },
+        },
     }
 
 

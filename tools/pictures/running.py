@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -18,15 +16,8 @@ from nanochat.dataloader import Place, _make_blocks
 from nanochat.engine import KVCache
 from nanochat.loss import rows_per_chunk
 from nanochat.normans_gpt import GPT, GPTConfig
+from tools.pictures.results import record
 from tools.pictures.style import SMALL, Palette, box, canvas, picture, thousands
-
-RESULTS = Path(__file__).resolve().parents[2] / "results"
-
-
-@functools.cache
-def record(name: str) -> dict[str, Any]:
-    """A recorded result."""
-    return dict(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
 
 
 @picture(
