@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import json
 import random
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,6 @@ import pytest
 
 from nanochat import flags
 from nanochat.common import run_program
-from scripts import learn
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*(ROOT / "lit" / "how-to").glob("*.md"), *(ROOT / "lit").glob("*.md"), ROOT / "README.md"])
@@ -128,22 +129,22 @@ def test_a_command_can_be_given(command: Command, monkeypatch: pytest.MonkeyPatc
 def check_flags(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the program read its flags, and stop it there."""
     found = importlib.import_module(module)
-    if module == "scripts.learn":
-        learn.parse(arguments)
-        return
-    if not hasattr(found, "parse_flags"):
-        assert "--help" in arguments or not arguments or module.startswith(("tools", "nanochat.provenance"))
-        return
+    parse = argparse.ArgumentParser.parse_args
 
     class Enough(Exception):
         pass
 
-    def read(*given: Any) -> None:
-        flags.parse_flags(*given)
-        raise Enough
+    def stop_behind(reads: Callable[..., Any]) -> Callable[..., Any]:
+        def read(*given: Any) -> None:
+            reads(*given)
+            raise Enough
 
-    monkeypatch.setattr(found, "parse_flags", read)
+        return read
+
     monkeypatch.setattr(sys, "argv", ["program", *arguments])
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop_behind(parse))
+    if hasattr(found, "parse_flags"):
+        monkeypatch.setattr(found, "parse_flags", stop_behind(flags.parse_flags))
     with pytest.raises((Enough, SystemExit)) as end:
         found.main()
     assert not isinstance(end.value, SystemExit) or end.value.code == 0, "the program refuses these flags"
@@ -177,6 +178,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NANOCHAT_BASE_DIR", str(folder))
         patch.chdir(folder)
+        assert run("nanochat.dataset", f"--from={folder / 'letters'}", "--name=letters") == 0
         yield folder
 
 
@@ -220,3 +222,64 @@ def test_every_link_between_pages_leads_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#\s:]+\.(?:md|svg|sh))(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).is_file(), f"{page.name} links to {target}"
+
+
+# ---- the tutorial
+
+
+def marked(page: str, mark: str) -> tuple[dict[str, Any], str]:
+    """The record that a comment names, and the block of text behind the comment."""
+    text = (ROOT / "lit" / page).read_text()
+    match = re.search(rf"<!-- {mark}: (\S+) -->\n\n```text\n(.*?)```", text, re.S)
+    assert match
+    return json.loads((ROOT / match[1]).read_text()), match[2]
+
+
+def test_the_transcript_is_what_the_recorded_run_printed() -> None:
+    record, text = marked("02-five-minutes.md", "transcript")
+    metrics, shape = record["metrics"], record["model"]
+    seen = 0
+    for line in text.splitlines():
+        if match := re.match(
+            r"step (\d+)/(\d+) .*\| loss: ([\d.]+) \| lrm: ([\d.]+) \| .*total time: ([\d.]+)m$", line
+        ):
+            at = metrics["step"].index(int(match[1]))
+            assert int(match[2]) == record["config"]["num_iterations"]
+            assert float(match[3]) == pytest.approx(metrics["smooth_loss"][at], abs=1e-4)
+            assert float(match[4]) == pytest.approx(metrics["lrm"][at], abs=0.0051)
+            seen += 1
+        elif match := re.fullmatch(r"Step (\d+) \| Validation bpb: ([\d.]+)", line):
+            scores = {entry["step"]: entry["val_bpb"] for entry in record["validation"]}
+            assert float(match[2]) == pytest.approx(scores[int(match[1])], abs=1e-4)
+            seen += 1
+    assert seen == 7
+    assert f"{shape['n_layer']} blocks, width {shape['n_embd']}, {shape['n_head']} heads" in text
+    assert f"vocabulary {shape['vocab_size']:,}: {record['numbers']['parameters']:,} parameters" in text
+    assert f"{record['config']['total_batch_size']:,} tokens" in text
+
+
+def test_the_transcript_has_the_lines_that_training_prints_today(
+    base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words and their order, with numbers left out, from a run of a moment."""
+    own_tokenizer = ["--vocab_size=300", "--data=letters"]
+    assert run("scripts.tok_train", *own_tokenizer) == 0
+    capsys.readouterr()
+    small = ["--max_seq_len=16", "--device_batch_size=2", "--total_batch_size=32", "--eval_tokens=-1"]
+    assert run("scripts.base_train", *own_tokenizer, *small, *SMALL["scripts.base_train"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+
+    def pattern(line: str) -> str:
+        return re.sub(r"[\d.,]+", "#", line).replace("bfloat#", "dtype").replace("float#", "dtype")
+
+    _, text = marked("02-five-minutes.md", "transcript")
+    kinds = {pattern(line) for line in printed}
+    for line in text.splitlines()[1:]:
+        known = pattern(line).replace("compiled;", "not compiled;")
+        assert line == "…" or known in kinds, f"training prints no line like: {line}"
+
+
+def test_the_samples_are_the_recorded_ones() -> None:
+    record, text = marked("02-five-minutes.md", "samples")
+    for sample in text.split("\n\n"):
+        assert any(" ".join(sample.split()) in " ".join(whole.split()) for whole in record["samples"])

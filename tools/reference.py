@@ -1,8 +1,8 @@
 """Reference pages made from the code: every program with its flags, every module with its functions.
 
-They are read from the source and never written down a second time, so nothing in them can be out of date. The
-source is parsed, not imported: the book's environment has no PyTorch. Only the parser of `scripts.learn`,
-which needs nothing, is asked itself.
+They are read from the source and never written down a second time, so nothing in them can be out of date.
+The source is parsed, not imported: the book's environment has no PyTorch. Only the programs that make their
+parser themselves, which need nothing for that, are asked.
 """
 
 import ast
@@ -163,8 +163,8 @@ def programs_page(sources: Sources) -> str:
             default = REQUIRED if flag.default == REQUIRED else code(flag.default)
             rows.append(f"| {names} | {escaped(flag.kind)} | {default} | {escaped(flag.help)} |")
         out += ["\n".join(rows), f"Written in {place}." if place else ""]
-    if "scripts.learn" in sources.trees:
-        out += ["## python -m scripts.learn", *learn_help()]
+    for module in sorted(parsers(sources)):
+        out += [f"## python -m {module}", *help_of(module)]
     return "\n\n".join(part for part in out if part) + "\n"
 
 
@@ -208,6 +208,7 @@ def flags_of(sources: Sources, module: str, name: str) -> tuple[str, list[Flag]]
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
         given, metadata = field_of(node.value, constants)
+        group = metadata.get("group", group)
         kind, choices = kind_of(node.annotation, constants)
         choices = metadata.get("choices", choices)
         names = [f"--{metadata.get('name', node.target.id)}"]
@@ -255,14 +256,23 @@ def shown(node: ast.expr, constants: Constants) -> str:
     return "" if value in (None, "") else str(value)
 
 
-def learn_help() -> Iterator[str]:
-    """What `python -m scripts.learn COMMAND --help` prints, for every command."""
-    learn = importlib.import_module("scripts.learn")
-    for words in ([], *([command] for command in learn.COMMANDS)):
+def parsers(sources: Sources) -> Iterator[str]:
+    """The programs that make their parser themselves, in a function of the name `parse`."""
+    for module, tree in sources.trees.items():
+        if module.startswith("scripts.") and any(
+            isinstance(node, ast.FunctionDef) and node.name == "parse" for node in tree.body
+        ):
+            yield module
+
+
+def help_of(module: str) -> Iterator[str]:
+    """What such a program prints for --help, and for that of each of its commands."""
+    program = importlib.import_module(module)
+    for words in ([], *([command] for command in getattr(program, "COMMANDS", ()))):
         printed = io.StringIO()
         narrow = patch.dict(os.environ, {"COLUMNS": "88"})
         with narrow, contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-            learn.parse([*words, "--help"])
+            program.parse([*words, "--help"])
         yield f"```text\n{printed.getvalue().strip()}\n```"
 
 

@@ -31,7 +31,9 @@ def test_the_programs_are_those_that_there_are() -> None:
         "scripts.quickstart",
     } <= PROGRAMS.keys()
     headings = set(re.findall(r"^## python -m (\S+)$", MADE["reference/programs.md"], re.M))
-    assert headings == {*PROGRAMS, "scripts.learn"}
+    assert headings == {*PROGRAMS, "scripts.learn", "scripts.experiment"}
+    assert "--verify" in section("scripts.experiment")
+    assert "--then-train" in section("scripts.learn")
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -47,7 +49,7 @@ def test_flags_and_defaults_are_those_that_help_prints(program: str) -> None:
     spoken = {}
     for entry in re.split(r"\n  (?=-)", done.stdout.split("options:")[1]):
         if name := re.search(r"--\w+", entry):
-            default = re.search(r"\(default: (.*)\)$", entry.strip())
+            default = re.search(r"\(default: (.*)\)$", entry, re.M)
             spoken[name[0]] = default[1] if default else ""
     spoken.pop("--help", None)
     _, flags = flags_of(Sources(PROJECT), program, PROGRAMS[program])
@@ -89,10 +91,9 @@ def test_a_new_flag_appears(tmp_path: Path) -> None:
     for folder in ("nanochat", "scripts", "lit"):
         shutil.copytree(PROJECT / folder, tmp_path / folder)
     path = tmp_path / "nanochat" / "train_config.py"
-    text = path.read_text()
-    path.write_text(
-        text.replace("    # the model\n", '    # the model\n    taste: str = flag("sweet", "or <sour>")\n')
-    )
+    old, new = "    depth: int", '    taste: str = flag("sweet", "or <sour>")\n    depth: int'
+    assert path.read_text().count(old) == 1
+    path.write_text(path.read_text().replace(old, new))
     page = pages(tmp_path)["reference/programs.md"]
     assert "| `--taste` | TEXT | <code>sweet</code> | or &lt;sour&gt; |" in page
 
