@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat.common import UserError, peak_memory_bytes, pick_device, run_program, write_atomically
 from nanochat.flags import parse_flags
-from nanochat.models import load_gpt
+from nanochat.models import choose_gpt, load_gpt
 from nanochat.turns import (
     Child,
     Work,
@@ -93,6 +93,7 @@ class CompareConfig:
     eval_sequences: int = flag(16, "validation sequences for bits per byte")
     core_items: int = flag(4, "items of each CORE task after the first training; 0: no CORE")
     data: str = flag("sotu", "name of the corpus")
+    gpt: str = flag("book", "whose model is compared with the reference: book, mine, or a .py file")
     quick: bool = flag(False, "tiny sizes and no compiler, only to see that it works")
     out: str = flag("", "file for the record (without: results/compare-DEVICE.json, with --quick none)")
     show: str = flag("", "print the tables of an earlier record; train nothing")
@@ -124,13 +125,15 @@ class CompareConfig:
 
     def sides(self) -> list[Side]:
         """Who takes part."""
-        return [replace(side, compiled=False) for side in SIDES if side.whole] if self.quick else list(SIDES)
+        chosen = [replace(side, gpt=self.gpt) if side.gpt == "book" else side for side in SIDES]
+        return [replace(side, compiled=False) for side in chosen if side.whole] if self.quick else chosen
 
     def target(self, device_type: str) -> Path | None:
         """Where the record goes, if anywhere."""
         if self.out:
             return Path(self.out)
-        return None if self.quick else Path("results") / f"compare-{device_type}.json"
+        whole = self.gpt == "book" and not self.quick
+        return Path("results") / f"compare-{device_type}.json" if whole else None
 
 
 @dataclass(frozen=True)
@@ -563,6 +566,7 @@ def main() -> None:
         return
     if importlib.util.find_spec("transformers") is None:
         raise UserError("the reference is in transformers: .venv/bin/python -m pip install 'transformers>=5'")
+    choose_gpt(config.gpt)
     device_type = pick_device(config.device_type).type
     with temporary_base() if config.quick else contextlib.nullcontext():
         record = compare(config, device_type)

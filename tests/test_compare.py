@@ -131,12 +131,16 @@ def test_sizes_and_targets():
     assert config.sizes("cuda")[0]["n_layer"] == 12
     assert config.target("cuda") == Path("results/compare-cuda.json")
     assert compare.CompareConfig(quick=True).target("cpu") is None
+    mine = compare.CompareConfig(gpt="mine")
+    assert {side.gpt for side in mine.sides()} == {"mine", "reference"}
+    assert mine.target("cpu") is None  # the record is the book's
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--steps=3"], "error: --steps=3: must be at least 4"),
+        (["--gpt=mien"], "error: --gpt=mien is none of book, reference, mine"),
         (["--seed=3"], "error: there is no flag --seed; did you mean --seeds?"),
         (["--device_type=tpu"], "error: --device_type"),
         (["--show=nowhere.json"], "error: --show=nowhere.json: there is no such file"),
