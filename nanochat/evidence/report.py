@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable
 from statistics import mean
 from typing import Any
@@ -188,7 +189,8 @@ def about_run(record: dict[str, Any]) -> str:
         else ""
     )
     where = f"{machine['device']}, torch {machine['torch']}"
-    return f"{trained}{seeds} seeds; {where}; recorded {record['date'][:10]} by `{record['command']}`."
+    text = f"{trained}{seeds} seeds; {where}; recorded {record['date'][:10]} by `{record['command']}`."
+    return textwrap.fill(text, 118, break_on_hyphens=False)
 
 
 def tables(record: dict[str, Any]) -> dict[str, str]:
