@@ -87,6 +87,7 @@ def test_the_dark_picture_is_the_light_one_in_other_colours():
     assert gallery.same_in_other_colours(example(), dark)
     assert not gallery.same_in_other_colours(example(), dark.replace(" 170.6L", " 171.6L"))
     assert not gallery.same_in_other_colours(example(), dark.replace(DARK.orange, LIGHT.orange))
+    assert not gallery.same_in_other_colours(example(), dark.replace(DARK.orange, DARK.blue, 1))
 
 
 def test_alternative_texts_are_written_into_the_chapters_and_wrapped(tmp_path):

@@ -20,7 +20,7 @@ from tools.pictures.style import DARK, LIGHT, PICTURES, Picture, render
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "lit/pictures"
-TOLERANCE = 0.25  # points: a third of a pixel
+TOLERANCE = 0.5  # points: two thirds of a pixel
 WIDEST_LINE = 118
 LARGEST = 60_000  # bytes of one file
 
@@ -74,10 +74,11 @@ def same_drawing(one: str, other: str) -> bool:
 
 
 def same_in_other_colours(light: str, dark: str) -> bool:
-    """Whether the dark picture is the light one in the dark palette's colours."""
+    """Whether the dark picture is the light one, every colour replaced by one of the dark palette's."""
+    pairs = set(zip(COLOUR.findall(light), COLOUR.findall(dark), strict=False))
     strangers = set(vars(LIGHT).values()) - set(vars(DARK).values())
-    own = not strangers & set(COLOUR.findall(dark))
-    return own and same_drawing(COLOUR.sub("#", light), COLOUR.sub("#", dark))
+    replaced = len(pairs) == len({colour for colour, _ in pairs}) and not strangers & {to for _, to in pairs}
+    return replaced and same_drawing(COLOUR.sub("#", light), COLOUR.sub("#", dark))
 
 
 def chapters(root: Path) -> list[Path]:
