@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from nanochat.common import UserError
+from nanochat.common import Ranks, UserError
 from nanochat.core_eval import (
     RowScore,
     Subject,
@@ -33,6 +36,7 @@ from nanochat.tokenizer import Tokenizer
 from tests.core_questions import WORDS, make_bundle, make_package, words
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[1]
 
 # A model of four words, whose next word depends on the last one only: after `a` comes b half of the time.
 VOCABULARY = ["<", "a", "b", "c"]
@@ -365,8 +369,6 @@ def test_progress_counts_every_item(questions: list[Task], tokenizer: Tokenizer)
 
 
 def test_the_report_is_json_and_names_what_is_missing(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    import json
-
     tasks = read_bundle(make_bundle(tmp_path / "b"))
     report = evaluate_core(subject_of(tiny(tokenizer.vocab_size), tokenizer), tasks, 4)
     record = json.loads(json.dumps(report.record()))
@@ -374,3 +376,46 @@ def test_the_report_is_json_and_names_what_is_missing(tmp_path: Path, tokenizer:
     assert len(record["missing"]) == 19
     assert record["title"] == "CORE subset (3 of 22 tasks)"
     assert len(report.verdicts) == 12
+
+
+def test_two_ranks_ask_each_item_once(
+    questions: list[Task], tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each asks every second item, and both end with all verdicts in the same order."""
+    asked: list[dict[int, Verdict]] = []
+
+    def gather(into: list[Any], own: dict[int, Verdict]) -> None:
+        asked.append(own)
+        into[:] = asked * (2 // len(asked))  # the first does not know the second yet
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    subject = subject_of(tiny(tokenizer.vocab_size), tokenizer)
+    made = replace(questions[0], items=questions[0].items[:5])
+    with pytest.raises(KeyError):
+        ask(subject, made, ranks=Ranks(0, 0, 2))
+    both = ask(subject, made, ranks=Ranks(1, 1, 2))
+    assert [sorted(part) for part in asked] == [[0, 2, 4], [1, 3]]
+    assert [verdict.number for verdict in both] == [item.number for item in made.items]
+
+
+def test_numbers_of_the_chapter() -> None:
+    """What knowing nothing gives on the fourteen tasks, and how sure a score of it is."""
+    record = json.loads((ROOT / "results/core-subset-cpu.json").read_text())
+    tasks = record["tasks"]
+    assert len(tasks) == 14
+    guesses = {line["name"]: 0.5 if line["name"] == "boolq" else line["chance"] for line in tasks}
+    centered = {line["name"]: (guesses[line["name"]] - line["chance"]) / (1 - line["chance"]) for line in tasks}
+    assert round(centered["boolq"], 3) == -0.316
+    assert round(sum(centered.values()) / 14, 3) == -0.023
+
+    def stderr(most: int) -> float:
+        squares = 0.0
+        for line in tasks:
+            guess = guesses[line["name"]]
+            squares += guess * (1 - guess) / min(most, line["of"]) / (1 - line["chance"]) ** 2
+        return math.sqrt(squares) / 14
+
+    assert round(stderr(100), 3) == 0.018
+    assert round(stderr(10**6), 3) == 0.008
+    (copa,) = (line for line in tasks if line["name"] == "copa")
+    assert 0.25 / copa["of"] / 0.25 > 0.5 * (14 * stderr(10**6)) ** 2  # most of it from COPA
