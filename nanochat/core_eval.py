@@ -244,6 +244,7 @@ class TaskResult:
     of: int  # items of the task
     cut: int  # items of which a beginning was cut off
     left_out: int  # items too long to be asked
+    tied: int  # items where several rows were equally good
     accuracy: float
     chance: float
     centered: float
@@ -290,6 +291,7 @@ def summarize(task: Task, verdicts: Sequence[Verdict]) -> TaskResult:
         len(task.items),
         sum(verdict.cut > 0 for verdict in verdicts),
         len(verdicts) - len(credits),
+        sum(len(verdict.chosen) > 1 for verdict in verdicts),
         accuracy,
         task.chance,
         (accuracy - task.chance) / scale,

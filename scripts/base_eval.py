@@ -284,6 +284,7 @@ def make_record(
         "stderr": report.stderr,
         "tasks": len(report.tasks),
         "items": sum(task.items for task in report.tasks),
+        "tied": sum(task.tied for task in report.tasks),
         "seconds": seconds,
     }
     for task in report.tasks:
@@ -344,7 +345,10 @@ def main() -> None:
         return
     device = pick_device(config.device_type, ranks)
     from nanochat.core_eval import evaluate_core
+    from nanochat.training import keep_freed_memory
 
+    if device.type == "cpu":
+        keep_freed_memory()
     opened = open_hf(config, device) if config.hf_path else open_run(config, device)
     began = time.perf_counter()
     report = evaluate_core(

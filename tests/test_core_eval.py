@@ -404,7 +404,9 @@ def test_numbers_of_the_chapter() -> None:
     tasks = record["tasks"]
     assert len(tasks) == 14
     guesses = {line["name"]: 0.5 if line["name"] == "boolq" else line["chance"] for line in tasks}
-    centered = {line["name"]: (guesses[line["name"]] - line["chance"]) / (1 - line["chance"]) for line in tasks}
+    centered = {
+        line["name"]: (guesses[line["name"]] - line["chance"]) / (1 - line["chance"]) for line in tasks
+    }
     assert round(centered["boolq"], 3) == -0.316
     assert round(sum(centered.values()) / 14, 3) == -0.023
 
@@ -419,3 +421,22 @@ def test_numbers_of_the_chapter() -> None:
     assert round(stderr(10**6), 3) == 0.008
     (copa,) = (line for line in tasks if line["name"] == "copa")
     assert 0.25 / copa["of"] / 0.25 > 0.5 * (14 * stderr(10**6)) ** 2  # most of it from COPA
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_a_gpu_scores_as_the_cpu_does() -> None:
+    """In float32 to 1e-3; what is likeliest can differ only where two tokens are nearly equally likely."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = [3 + 5 * i for i in range(12)]
+    rows = [torch.randint(0, 300, (length,), generator=generator).tolist() for length in lengths]
+    starts = [max(1, length // 2) for length in lengths]
+    model = tiny(300, context=64)
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return []
+
+    on_cpu = score_rows(Subject(model, encode, 64, 300, CPU), rows, starts, 200)
+    device = torch.device("cuda")
+    on_gpu = score_rows(Subject(model.to(device), encode, 64, 300, device), rows, starts, 200)
+    assert [score.loss for score in on_gpu] == pytest.approx([score.loss for score in on_cpu], abs=1e-3)
