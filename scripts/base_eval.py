@@ -8,6 +8,7 @@ import itertools
 import json
 import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -261,7 +262,8 @@ def tables(record: Mapping[str, Any]) -> str:
 
     lines = [table(HEADER, table_rows(record))]
     if record["missing"]:
-        lines += ["", f"The tasks of CORE that are missing: {', '.join(record['missing'])}."]
+        missing = f"The tasks of CORE that are missing: {', '.join(record['missing'])}."
+        lines += ["", textwrap.fill(missing, 120, break_on_hyphens=False)]
     return "\n".join(lines) + "\n"
 
 
