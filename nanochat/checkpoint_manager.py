@@ -159,7 +159,7 @@ def load_checkpoint(folder: Path, step: int | None = None, weights_only: bool = 
     """
     steps = saved_steps(folder)
     if not steps:
-        raise UserError(f"no checkpoint in {folder}: the run was stopped before it saved one")
+        raise UserError(f"no checkpoint in {folder}: it saved none (--save_every=-1) or was stopped before")
     if step is not None and step not in steps:
         raise UserError(f"no checkpoint of step {step} in {folder}: there are {', '.join(map(str, steps))}")
     for candidate in [step] if step is not None else reversed(steps):

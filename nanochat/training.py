@@ -744,6 +744,8 @@ def training_run(config: TrainConfig, tokenizer: Tokenizer, ranks: Ranks, signal
     say(f"Total training time: {progress.train_seconds / 60:.2f}m")
     if progress.min_val_bpb is not None:
         say(f"Minimum validation bpb: {progress.min_val_bpb:.4f}")
+    if progress.step < 3:
+        say("fewer than three steps do not move every weight; for a model that learns: --num_iterations=3")
     if ranks.first:
         plot_metrics(folder)
     return Result(

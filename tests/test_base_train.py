@@ -346,6 +346,7 @@ def test_the_seeds_command(
     for beginning in ("Peak memory usage: ", "Total training time: ", "Minimum validation bpb: "):
         assert sum(line.startswith(beginning) for line in lines) == 1
     assert not any("CORE" in line for line in lines)
+    assert lines[-1].endswith("for a model that learns: --num_iterations=3")
 
 
 def test_core_is_said_to_be_missing_and_nothing_is_fetched(
