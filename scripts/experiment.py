@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -71,8 +72,14 @@ def run(one: Experiment, device: str, seeds: int, workers: int, anew: bool = Fal
 
 def write_record(record: dict[str, Any], path: Path) -> None:
     """Write a record, and the summary of all."""
-    write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    write_atomically(path, re.sub(r"\[\s*([^\[\]{}]*?)\s*\]", on_one_line, text) + "\n")
     write_summary()
+
+
+def on_one_line(found: re.Match[str]) -> str:
+    """A list of plain values without its line ends."""
+    return "[" + " ".join(found[1].split()) + "]"
 
 
 def write_summary() -> None:

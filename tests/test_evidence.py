@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import re
 import shutil
@@ -364,12 +365,15 @@ def test_a_cut_off_run_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(KeyboardInterrupt):
         run_jobs(jobs, 1, "a test")
     assert ran == [0, 1]
-    ran.clear()
-    monkeypatch.setitem(
-        PROCEDURES, "train", lambda s, seed, d: ran.append(seed) or {"numbers": {}, "curves": {}}
-    )
+    second: list[int] = []
+
+    def later(setting: Setting, seed: int, device: torch.device) -> dict[str, Any]:
+        second.append(seed)
+        return {"numbers": {}, "curves": {}}
+
+    monkeypatch.setitem(PROCEDURES, "train", later)
     outcomes = run_jobs(jobs, 1, "a test")
-    assert ran == [2, 3]
+    assert second == [2, 3]
     assert outcomes[jobs[1]][""]["numbers"] == {"x": 1.0}
 
 
@@ -462,7 +466,10 @@ def test_pieces_that_are_no_python_are_compared_line_by_line() -> None:
 def test_a_number_depends_on_what_ran_and_what_contains_it() -> None:
     names = fragments_run(lambda: normans_gpt.norm(torch.ones(2, 4)))
     assert names == {"norm", "compose-the-model"}
-    heads = {tied: fragments_run(lambda tied=tied: build(tiny(f"tied={tied}"), 0)) for tied in ("on", "off")}
+    heads = {}
+    for tied in ("on", "off"):
+        setting = tiny(f"tied={tied}")
+        heads[tied] = fragments_run(functools.partial(build, setting, 0))
     assert "tie-the-head" in heads["on"]
     assert "tie-the-head" not in heads["off"]
     assert "generate" not in heads["on"]
@@ -632,3 +639,13 @@ def test_each_declared_answer_is_a_heading_of_the_book() -> None:
         slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
         assert anchor in slugs, (one.name, anchor)
         assert one.question in (ROOT / "lit" / "index.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("one", EXPERIMENTS, ids=lambda one: one.name)
+def test_what_was_claimed_stands_in_the_chapter(one: Experiment) -> None:
+    if records.read_record(records.record_path(one.name, False)) is None:
+        pytest.skip("there is no record")
+    text = (ROOT / "lit" / one.answer.partition("#")[0]).read_text(encoding="utf-8")
+    words = " ".join(re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE).split())
+    assert f"**The claim.** {one.claim}" in words
+    assert f"**What would change our mind.** {one.reconsider}" in words

@@ -186,6 +186,7 @@ def enter(one: Experiment) -> None:
     both = one.name in SECOND
     paint = functools.partial(draw, record)
     functools.update_wrapper(paint, draw)
+    options: dict[str, Any] = {"height_ratios": (first, CURVE)} if both else {}
     figure(
         f"evidence-{one.name}",
         paint,
@@ -193,7 +194,7 @@ def enter(one: Experiment) -> None:
         title=one.question,
         height=3.0 if one.name in ALONE else first + CURVE * both,
         grid=(2, 1) if both else (1, 1),
-        **({"height_ratios": (first, CURVE)} if both else {}),
+        **options,
     )
 
 
