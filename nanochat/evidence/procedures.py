@@ -202,6 +202,9 @@ def measure_rounding(setting: Setting, seed: int, device: torch.device) -> Outco
         "weights never moved": swallowed(model, setting, seed, device),
         "logit error, first T": float(error[: setting.sequence_len].mean()),
         "logit error, at 8 T": float(error[-part:].mean()),
+        "error, far over near": float(
+            error[-part:].mean() / error[: setting.sequence_len].mean().clamp(min=1e-12)
+        ),
         "rotation, relative": rotation_time(model, device),
     }
     return {"numbers": numbers, "curves": {"logit error": curve}}

@@ -152,10 +152,10 @@ ALONE: dict[str, Callable[[Axes, Palette, dict[str, Any]], None]] = {
     "rates-and-widths": draw_rates,
     "tables-as-buffers": draw_tables,
     "accumulation": draw_distances,
+    "bfloat16": draw_errors,
 }
 SECOND: dict[str, Callable[[Axes, Palette, dict[str, Any]], None]] = {
     "qk-norm": draw_scores,
-    "bfloat16": draw_errors,
     "optimizers": lambda axes, palette, record: draw_losses(
         axes, palette, record, [BOOK, *(found["of"] for found in record["findings"][:2])]
     ),
