@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import random
 import re
 import shlex
@@ -196,7 +197,7 @@ def test_a_small_text_is_refused_in_the_words_of_the_guide(
 ) -> None:
     assert run("scripts.tok_train", "--data=letters", "--vocab_size=8192") == 2
     said = capsys.readouterr().err.removeprefix("error: ").strip()
-    page = (ROOT / "lit" / "how-to" / "train-on-your-own-text.md").read_text()
+    page = " ".join((ROOT / "lit" / "how-to" / "train-on-your-own-text.md").read_text().split())
     quoted = re.search(r"`(the texts give only [^`]*)`", page)
     assert quoted
     assert re.fullmatch(re.escape(quoted[1]).replace("…", r"[\d,]+"), said)
@@ -256,6 +257,8 @@ def test_the_transcript_is_what_the_recorded_run_printed() -> None:
     assert f"{shape['n_layer']} blocks, width {shape['n_embd']}, {shape['n_head']} heads" in text
     assert f"vocabulary {shape['vocab_size']:,}: {record['numbers']['parameters']:,} parameters" in text
     assert f"{record['config']['total_batch_size']:,} tokens" in text
+    page = (ROOT / "lit" / "02-five-minutes.md").read_text()
+    assert rf"$\ln {shape['vocab_size']} = {math.log(shape['vocab_size']):.2f}$" in page
 
 
 def test_the_transcript_has_the_lines_that_training_prints_today(

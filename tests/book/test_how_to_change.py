@@ -44,7 +44,7 @@ def tangle(root: Path) -> str:
 def apply(root: Path, diff: str) -> None:
     """Make the change that a guide shows, where its chapter has the old lines, once."""
     head, *lines = diff.rstrip("\n").split("\n")
-    path = root / head.removeprefix("--- ")
+    path = root / head.removeprefix("diff ")
     old = "\n".join(line[1:] for line in lines if line[0] in " -")
     new = "\n".join(line[1:] for line in lines if line[0] in " +")
     text = path.read_text()
