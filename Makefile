@@ -5,7 +5,7 @@
 # Another Python than the one found: make TARGET PYTHON=/path/to/python, or PYTHON_BOOK=… for the second.
 
 .DEFAULT_GOAL := help
-.PHONY: help train learn test tangle check watch where bench evidence numbers gpu serve site book clean environment \
+.PHONY: help train learn test tangle check watch where bench compare evidence numbers gpu serve site book clean environment \
 	book-environment tangle-if-possible check-if-possible
 
 # A Python of any age that runs. (pyenv's python3 is on the PATH even where it does not.)

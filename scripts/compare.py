@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import torch
 
 TOKENS = 32768  # of the tokenizer: the usual corpus is too small for 65,536
+FEW_STEPS = 15
 QUICK_VOCAB_SIZE = 4096
 
 
@@ -54,7 +55,7 @@ class Side:
     dtype: str = "float32"
     compiled: bool = False
     settings: bool = True  # those that the training program makes for its process
-    whole: bool = True  # with all seeds, evaluated; otherwise with the first, for speed and memory
+    whole: bool = True  # with all seeds and steps; otherwise FEW_STEPS of the first, for speed and memory
 
 
 SIDES = (
@@ -91,11 +92,12 @@ class CompareConfig:
     device_batch_size: int = flag(0, "B, sequences in a step (0: 1, on CUDA 8)")
     vocab_size: int = flag(65536, "V, rows of embedding and head")
     eval_sequences: int = flag(16, "validation sequences for bits per byte")
-    core_items: int = flag(4, "items of each CORE task after the first training; 0: no CORE")
+    core_items: int = flag(2, "items of each CORE task after the first training; 0: no CORE")
     data: str = flag("sotu", "name of the corpus")
     gpt: str = flag("book", "whose model is compared with the reference: book, mine, or a .py file")
+    sides: str = flag("", f"who takes part, joined by commas (without: {', '.join(s.key for s in SIDES)})")
     quick: bool = flag(False, "tiny sizes and no compiler, only to see that it works")
-    out: str = flag("", "file for the record (without: results/compare-DEVICE.json, with --quick none)")
+    out: str = flag("", "file for the record (without: results/compare-DEVICE.json, if the run is full)")
     show: str = flag("", "print the tables of an earlier record; train nothing")
 
     def __post_init__(self) -> None:
@@ -105,6 +107,10 @@ class CompareConfig:
         for name in ("depth", "max_seq_len", "device_batch_size", "vocab_size"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name}={getattr(self, name)}: must not be negative")
+        keys = [side.key for side in SIDES]
+        for key in filter(None, self.sides.split(",")):
+            if key not in keys:
+                raise UserError(f"--sides: there is no side {key!r}; there are {', '.join(keys)}")
 
     def sizes(self, device_type: str) -> tuple[dict[str, int], int]:
         """The arguments of GPTConfig, and B."""
@@ -123,16 +129,19 @@ class CompareConfig:
         )
         return model_shape(plan, QUICK_VOCAB_SIZE if self.quick else self.vocab_size), batch
 
-    def sides(self) -> list[Side]:
-        """Who takes part."""
+    def taking_part(self) -> list[Side]:
+        """Who takes part, the reference always."""
         chosen = [replace(side, gpt=self.gpt) if side.gpt == "book" else side for side in SIDES]
-        return [replace(side, compiled=False) for side in chosen if side.whole] if self.quick else chosen
+        if self.quick:
+            return [replace(side, compiled=False) for side in chosen if side.whole]
+        wanted = ["reference", *self.sides.split(",")] if self.sides else [side.key for side in SIDES]
+        return [side for side in chosen if side.key in wanted]
 
     def target(self, device_type: str) -> Path | None:
         """Where the record goes, if anywhere."""
         if self.out:
             return Path(self.out)
-        whole = self.gpt == "book" and not self.quick
+        whole = self.gpt == "book" and not (self.quick or self.sides)
         return Path("results") / f"compare-{device_type}.json" if whole else None
 
 
@@ -189,6 +198,35 @@ def prepare_texts(config: CompareConfig, shape: dict[str, int], batch_size: int)
     token_bytes = tokenizer.token_bytes().tolist() + [0] * (vocab_size - tokenizer.vocab_size)
     about = f"the corpus {data}, {tokenizer.vocab_size:,} tokens learnt from it"
     return Texts(training, validation, token_bytes, tokenizer_folder(data, size), about)
+
+
+def measure_tables(shape: dict[str, int]) -> dict[str, float]:
+    """How far the logits of two models with the same random weights are apart, with either kind of table.
+
+    Root mean square of the difference, relative to that of the logits; and the largest difference.
+    """
+    import torch
+
+    from nanochat.normans_gpt import GPT, GPTConfig
+
+    config = GPTConfig(**{**shape, "vocab_size": min(1024, shape["vocab_size"])})
+    torch.manual_seed(0)
+    book, reference = GPT(config), load_gpt("reference").GPT(config)
+    book.init_weights()
+    for weight in book.parameters():
+        torch.nn.init.normal_(weight, std=weight.size(-1) ** -0.5)
+    reference.load_state_dict(book.state_dict())
+    tokens = torch.randint(config.vocab_size, (1, config.sequence_len))
+    found: dict[str, float] = {}
+    with torch.no_grad():
+        theirs = reference(tokens)
+        for kind in ("bfloat16", "float32"):
+            if kind == "float32":
+                book.cos, book.sin = reference.cos, reference.sin
+            away = book(tokens) - theirs
+            found[f"logits-{kind}"] = (away.norm() / theirs.norm()).item()
+            found[f"logits-{kind}-most"] = away.abs().max().item()
+    return found
 
 
 def prepare_side(side: Side, plan: Plan, device: torch.device) -> Work:
@@ -327,11 +365,12 @@ def compare(config: CompareConfig, device_type: str) -> dict[str, Any]:
         "shape": shape,
         "batch_size": batch_size,
         "text": texts.about,
-        "sides": [{**asdict(side), "failed": "", "facts": {}, "runs": []} for side in config.sides()],
+        "tables": measure_tables(shape),
+        "sides": [{**asdict(side), "failed": "", "facts": {}, "runs": []} for side in config.taking_part()],
     }
     children: list[Child] = []
     try:
-        for side in config.sides():
+        for side in config.taking_part():
             say(f"preparing {side.name}")
             children.append(Child(functools.partial(prepare_side, side, plan), device_type))
         for seed, batches in texts.training.items():
@@ -340,13 +379,15 @@ def compare(config: CompareConfig, device_type: str) -> dict[str, Any]:
                 for child, entry in zip(children, record["sides"], strict=True)
                 if entry["whole"] or seed == 1
             ]
-            train_in_turns([child for child, _ in acting], seed, batches)
+            limits = [len(batches) if entry["whole"] else FEW_STEPS for _, entry in acting]
+            train_in_turns([child for child, _ in acting], limits, seed, batches)
             for child, entry in acting:
                 if entry["whole"]:
                     say(f"seed {seed}: evaluating {entry['name']}")
                     child.take_turn("evaluate", texts.validation, texts.token_bytes)
-                    if core and seed == 1:
-                        child.take_turn("core", config.core_items)
+                if core and seed == 1 and entry["key"] in ("reference", "book"):
+                    say(f"seed {seed}: asking {entry['name']} the questions of CORE")
+                    child.take_turn("core", config.core_items)
                 entry["failed"], entry["facts"] = child.failed, child.facts
                 entry["runs"].append(gather(seed, child.turns))
                 child.turns.clear()
@@ -359,14 +400,21 @@ def compare(config: CompareConfig, device_type: str) -> dict[str, Any]:
     return record
 
 
-def train_in_turns(children: list[Child], seed: int, batches: list[Any]) -> None:
-    """One training of each, a step of the first, a step of the second … Raises UserError at other weights."""
+def train_in_turns(children: list[Child], limits: list[int], seed: int, batches: list[Any]) -> None:
+    """One training of each, at most so many steps, a step of the first, a step of the second …
+
+    Raises UserError if they do not begin with the same weights.
+    """
     starts = [child.take_turn("start", seed, batches) for child in children]
     if len({start["weights"] for start in starts if start}) > 1:
         raise UserError("the sides do not begin with the same weights: is one of the models changed?")
     began = time.perf_counter()
     for place in range(len(batches)):
-        steps = [child.take_turn("step", place) for child in children]
+        steps = [
+            child.take_turn("step", place)
+            for child, limit in zip(children, limits, strict=True)
+            if place < limit
+        ]
         if place % 10 == 9 or place < 2:
             losses = ", ".join(f"{step['loss']:.3f}" for step in steps if step)
             passed = time.perf_counter() - began
@@ -415,15 +463,16 @@ def numbers(record: dict[str, Any]) -> dict[str, float]:
     """What follows from the repetitions: medians, ratios within rounds, distances between trainings."""
     sides = {side["key"]: side for side in record["sides"] if not side["failed"] and side["runs"]}
     if "reference" not in sides:
-        return {"steps": 0}
+        return {"steps": 0, **record["tables"]}
     first = sides["reference"]
     found: dict[str, float] = {"steps": len(first["runs"][0]["loss"]), "seeds": len(first["runs"])}
+    found |= record["tables"]
     for key, side in sides.items():
         pairs = list(zip(first["runs"], side["runs"], strict=False))
         rounds = [
             both
             for one, run in pairs
-            for both in list(zip(one["seconds"], run["seconds"], strict=True))[WARM_UP:]
+            for both in list(zip(one["seconds"], run["seconds"], strict=False))[WARM_UP:]
         ]
         times, ratios = spread([b for _, b in rounds]), spread([a / b for a, b in rounds])
         found |= {f"step-{key}": times["median"], f"step-{key}-low": times["low"]}
@@ -431,12 +480,12 @@ def numbers(record: dict[str, Any]) -> dict[str, float]:
         found |= {f"speed-{key}-low": ratios["low"], f"speed-{key}-high": ratios["high"]}
         found[f"peak-{key}"] = max(run["peak"] for run in side["runs"])
         found[f"memory-{key}"] = found[f"peak-{key}"] / max(1, max(run["peak"] for run in first["runs"]))
-        gaps = [b - a for one, run in pairs for a, b in zip(one["loss"], run["loss"], strict=True)]
-        found[f"gap-{key}"] = max(map(abs, gaps))
-        found[f"gap-{key}-last"] = max(abs(run["loss"][-1] - one["loss"][-1]) for one, run in pairs)
-        found[f"loss-{key}"] = statistics.mean(run["loss"][-1] for run in side["runs"])
-        found[f"range-{key}"] = extent([run["loss"][-1] for run in side["runs"]])
+        gaps = [abs(b - a) for one, run in pairs for a, b in zip(one["loss"], run["loss"], strict=False)]
+        found[f"gap-{key}"] = max(gaps)
         if side["whole"]:
+            found[f"gap-{key}-last"] = max(abs(run["loss"][-1] - one["loss"][-1]) for one, run in pairs)
+            found[f"loss-{key}"] = statistics.mean(run["loss"][-1] for run in side["runs"])
+            found[f"range-{key}"] = extent([run["loss"][-1] for run in side["runs"]])
             found[f"bpb-{key}"] = statistics.mean(run["bpb"] for run in side["runs"])
             found[f"bpb-range-{key}"] = extent([run["bpb"] for run in side["runs"]])
             found[f"bpb-gap-{key}"] = max(abs(run["bpb"] - one["bpb"]) for one, run in pairs)

@@ -47,6 +47,8 @@ def test_a_run_prints_tables_and_keeps_its_record(quick, record):
             assert len(one["loss"]) == len(one["seconds"]) == 6
             assert one["peak"] > 50e6
             assert 1 < one["bpb"] < 10
+    assert record["numbers"]["logits-float32-most"] <= 1e-5
+    assert 1e-5 < record["numbers"]["logits-bfloat16"] < 5e-3
     assert not list(path.parent.glob("*.partial.json"))
     assert str(Path.home()) not in json.dumps({**record, "command": "", "config": ""})
 
@@ -82,7 +84,7 @@ def a_record() -> dict[str, Any]:
     sides = [side("reference", 0.3, 2e9, 0.0), side("book", 0.1, 1e9, 0.25)]
     for one, points in zip(sides, ([1, 0, 0.5], [1, 1, 0.5]), strict=True):
         one["runs"][0] |= {"core": 0.1, "title": "CORE subset", "stderr": 0.2, "points": points}
-    return {"sides": sides}
+    return {"sides": sides, "tables": {"logits-float32": 0.0}}
 
 
 def test_numbers_follow_from_the_repetitions():
@@ -116,7 +118,7 @@ def test_unlike_weights_are_refused():
 
     def start(*weights: str) -> None:
         children: list[Any] = [Pretender(name) for name in weights]
-        compare.train_in_turns(children, 1, [None])
+        compare.train_in_turns(children, [1, 1], 1, [None])
 
     start("a", "a")
     with pytest.raises(UserError, match="do not begin with the same weights"):
@@ -132,8 +134,11 @@ def test_sizes_and_targets():
     assert config.target("cuda") == Path("results/compare-cuda.json")
     assert compare.CompareConfig(quick=True).target("cpu") is None
     mine = compare.CompareConfig(gpt="mine")
-    assert {side.gpt for side in mine.sides()} == {"mine", "reference"}
+    assert {side.gpt for side in mine.taking_part()} == {"mine", "reference"}
     assert mine.target("cpu") is None  # the record is the book's
+    some = compare.CompareConfig(sides="book")
+    assert [side.key for side in some.taking_part()] == ["reference", "book"]
+    assert some.target("cpu") is None
 
 
 @pytest.mark.parametrize(
@@ -143,6 +148,7 @@ def test_sizes_and_targets():
         (["--gpt=mien"], "error: --gpt=mien is none of book, reference, mine"),
         (["--seed=3"], "error: there is no flag --seed; did you mean --seeds?"),
         (["--device_type=tpu"], "error: --device_type"),
+        (["--sides=bok"], "error: --sides: there is no side 'bok'; there are reference, book,"),
         (["--show=nowhere.json"], "error: --show=nowhere.json: there is no such file"),
     ],
 )

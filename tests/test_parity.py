@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from nanochat import normans_gpt
 from nanochat.common import UserError
 from nanochat.engine import Engine, KVCache
 from nanochat.models import load_gpt
@@ -27,6 +30,7 @@ SHAPES = {  # layers, query heads, key-value heads, head size
     "deep": (7, 2, 1, 8),
 }
 LENGTHS = [1, 2, 7, 32, 33]
+ATTENTION = F.scaled_dot_product_attention
 
 
 def a_pair(shape: str = "GQA", tables: str = "float32", seed: int = 0) -> tuple[GPT, Any]:
@@ -120,6 +124,47 @@ def test_losses_and_gradients(pair, T, reduction):
         silent = T == 1 and name.endswith(("c_q.weight", "c_k.weight"))  # the softmax of one score is 1
         assert silent or theirs.abs().max() > 1e-3 * largest, name
         assert (mine - theirs).abs().max() <= 1e-5 * theirs.abs().max() + 1e-6 * largest, name
+
+
+MISTAKES: dict[str, dict[str, Any]] = {  # what to put in place of what
+    "no softcap": {"SOFTCAP": 1e6},
+    "a large epsilon in the norm": {"norm": lambda x: F.rms_norm(x, (x.size(-1),), eps=1e-3)},
+    "no norm of queries and keys": {"norm": lambda x: F.rms_norm(x, (x.size(-1),)) if x.ndim == 3 else x},
+    "pairs beside each other": {
+        "apply_rotary_emb": lambda x, cos, sin: torch.stack(
+            (x[..., ::2] * cos + x[..., 1::2] * sin, x[..., 1::2] * cos - x[..., ::2] * sin), dim=-1
+        ).flatten(-2)
+    },
+    "rotation of half of the channels": {
+        "apply_rotary_emb": lambda x, cos, sin: torch.cat(
+            (x.chunk(2, dim=-1)[0] * cos, x.chunk(2, dim=-1)[1]), -1
+        )
+    },
+    "no rotation": {"apply_rotary_emb": lambda x, cos, sin: x},
+    "no mask": {"F.scaled_dot_product_attention": lambda q, k, v, **_: ATTENTION(q, k, v, enable_gqa=True)},
+    "keys one position late": {
+        "F.scaled_dot_product_attention": lambda q, k, v, **_: ATTENTION(
+            q, k.roll(1, 2), v.roll(1, 2), is_causal=True, enable_gqa=True
+        )
+    },
+    "relu, not squared": {"F.relu": lambda x: torch.relu(x).sqrt()},
+    "GELU, not relu": {"F.relu": lambda x: F.gelu(x)},
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_that_train_are_far_from_equal(mistake, monkeypatch):
+    """Each moves the logits by ten thousand tolerances or, for an epsilon, by a hundred."""
+    book, reference = a_pair("GQA")
+    idx, _ = batch(2, 33)
+    for name, wrong in MISTAKES[mistake].items():
+        if name.startswith("F."):
+            functional = SimpleNamespace(**{**vars(F), name[2:]: wrong})
+            monkeypatch.setattr(normans_gpt, "F", functional)
+        else:
+            monkeypatch.setattr(normans_gpt, name, wrong)
+    with torch.no_grad():
+        assert (book(idx) - reference(idx)).abs().max() > (1e-3 if "epsilon" in mistake else 0.1)
 
 
 def test_what_bfloat16_tables_cost():
