@@ -478,8 +478,8 @@ def numbers(record: dict[str, Any]) -> dict[str, float]:
         found |= {f"step-{key}": times["median"], f"step-{key}-low": times["low"]}
         found |= {f"step-{key}-high": times["high"], f"speed-{key}": ratios["median"]}
         found |= {f"speed-{key}-low": ratios["low"], f"speed-{key}-high": ratios["high"]}
-        found[f"peak-{key}"] = max(run["peak"] for run in side["runs"])
-        found[f"memory-{key}"] = found[f"peak-{key}"] / max(1, max(run["peak"] for run in first["runs"]))
+        found[f"peak-{key}"] = side["runs"][0]["peak"]  # later ones hold what an evaluation left behind
+        found[f"memory-{key}"] = side["runs"][0]["peak"] / max(1, first["runs"][0]["peak"])
         gaps = [abs(b - a) for one, run in pairs for a, b in zip(one["loss"], run["loss"], strict=False)]
         found[f"gap-{key}"] = max(gaps)
         if side["whole"]:
@@ -513,14 +513,20 @@ def answer_table(record: dict[str, Any]) -> str:
     n = record["numbers"]
     if not {"step-book", "step-reference"} <= n.keys():
         return "Not measured: one of the two failed."
-    seeds = f"mean of {n['seeds']} seed{'s' * (n['seeds'] > 1)}"
+    several = n["seeds"] > 1
+
+    def apart(gap: float, extent: float, digits: int) -> str:
+        """How far the two are apart, and how far seeds are."""
+        rest = f"; seeds are {extent:.{digits}f} apart" if several else ""
+        return f"same seed, at most {gap:.{digits}f} apart{rest}"
+
     rows = [
         [
             f"training loss (step {n['steps']})",
             f"{n['loss-book']:.3f}",
             f"{n['loss-reference']:.3f}",
-            f"{seeds}; same seed, at most {n['gap-book-last']:.3f} apart; "
-            f"seeds are {n['range-reference']:.3f} apart",
+            (f"mean of {n['seeds']} seeds; " if several else "")
+            + apart(n["gap-book-last"], n["range-reference"], 3),
         ],
         [
             "peak memory",
@@ -539,8 +545,7 @@ def answer_table(record: dict[str, Any]) -> str:
             "final evaluation loss",
             f"{n['bpb-book']:.4f}",
             f"{n['bpb-reference']:.4f}",
-            f"bits per byte; same seed, at most {n['bpb-gap-book']:.4f} apart; "
-            f"seeds are {n['bpb-range-reference']:.4f} apart",
+            "bits per byte; " + apart(n["bpb-gap-book"], n["bpb-range-reference"], 4),
         ],
     ]
     if "core-book" in n:
