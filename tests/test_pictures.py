@@ -22,7 +22,7 @@ def test_every_picture_is_what_the_model_draws_now():
     assert gallery.check() == []
 
 
-@pytest.mark.parametrize("path", files())
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.rsplit("/", 1)[1])
 def test_a_file_is_small_described_and_asks_no_other_host(path):
     with open(path, encoding="utf-8") as file:
         text = file.read()

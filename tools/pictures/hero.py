@@ -16,7 +16,7 @@ from tools.pictures.style import SMALL, Palette, arrow, box, canvas, picture
 
 @picture(
     "hero",
-    alt="""Four cards in a circle of reading. A chapter explains why pairs of channels are turned and
+    alt="""Four cards, one leading to the next. A chapter explains why pairs of channels are turned and
     contains the two lines of code that do it. The same two lines stand in nanochat/normans_gpt.py. The
     file trains: the loss of the recorded run falls from 9.0 to 3.8 within five minutes on two processor
     cores. The trained model writes: The people of the United States, and it is an imperative duty to say
