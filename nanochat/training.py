@@ -613,7 +613,7 @@ def training_run(config: TrainConfig, tokenizer: Tokenizer, ranks: Ranks, signal
         f"vocabulary {shape['vocab_size']:,}: {parameters:,} parameters"
     )
     say(
-        f"plan: {steps:,} steps of {config.total_batch_size:,} tokens;"
+        f"plan: {steps:,} {'step' if steps == 1 else 'steps'} of {config.total_batch_size:,} tokens;"
         f" a step is {passes} {'pass' if passes == 1 else 'passes'} of"
         f" {config.device_batch_size} x {config.max_seq_len}"
         + (f" on each of {ranks.world_size} processes" if ranks.world_size > 1 else "")
