@@ -28,7 +28,7 @@ NUMBER = re.compile(r"<!--.*?-->|(?<![\w#.-])-?\d+(?:\.\d+)?(?=[\s\",)p])")  # a
 COLOUR = re.compile(r"#[0-9a-f]{6}\b")
 PATH = re.compile(r'(?<= d=")[^"]*')
 HASH = re.compile(r'(?<=["#])[a-z][0-9a-f]{10}(?=[")])')
-SHOWN = re.compile(r"!\[(?P<alt>[^\]]*)\]\((?P<folder>(?:\.\./)*|lit/)pictures/(?P<name>[\w-]+)\.svg\)")
+SHOWN = re.compile(r"(?<!`)!\[(?P<alt>[^\]]*)\]\((?P<folder>(?:\.\./)*|lit/)pictures/(?P<name>[\w-]+)\.svg\)")
 
 
 def pictures(names: Sequence[str] = ()) -> list[Picture]:
