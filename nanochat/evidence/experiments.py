@@ -412,7 +412,7 @@ BIASES = Experiment(
 BFLOAT16 = Experiment(
     name="bfloat16",
     question="Why use bfloat16 for embeddings and rotary cache?",
-    answer="10-the-parts-of-a-gpt.md#why-bfloat16-for-the-tables",
+    answer="10-the-parts-of-a-gpt.md#why-use-bfloat16-for-embeddings-and-rotary-cache-the-tables",
     claim="bf16 halves the memory of both tables and moves a logit by a thousandth, no more at far "
     "positions than at near ones; at the embedding's large rate few of its steps are lost, at a "
     "usual one most are.",
