@@ -120,8 +120,10 @@ def shown(value: float | None, ratio: bool = False) -> str:
     """A number for a table: four digits that count."""
     if value is None:
         return "diverged"
-    if value == 0 or not math.isfinite(value):
+    if not math.isfinite(value):
         return f"{value:g}"
+    if value == int(value):
+        return f"{value:,.0f}".replace("-", "−")
     digits = max(0, 3 - math.floor(math.log10(abs(value))))
     text = f"{value:,.{min(digits, 4)}f}" if abs(value) >= 1e-3 else f"{value:.2g}"
     return text.replace("-", "−")
