@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from dataclasses import replace
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
@@ -12,6 +15,9 @@ from torch import Tensor
 from nanochat.common import UserError
 from nanochat.normans_gpt import GPT as BookGPT
 from nanochat.normans_gpt import Cache, GPTConfig, Transformer
+
+if TYPE_CHECKING:
+    from nanochat.trace import Call
 
 __all__ = ["GPT", "GPTConfig"]
 
@@ -204,3 +210,30 @@ class GPT(nn.Module):
     # These ask forward and the parameters for all they need.
     estimate_flops = BookGPT.estimate_flops
     generate = BookGPT.generate
+
+
+WORDS = {
+    "NanoChatDecoderLayer.forward": "Block.forward",
+    "NanoChatAttention.forward": "CausalSelfAttention.forward",
+    "NanoChatMLP.forward": "MLP.forward",
+    "NanoChatRMSNorm.forward": "norm",
+}
+
+
+def watched_module() -> ModuleType:
+    """The module whose functions compute: the library's."""
+    return importlib.import_module("transformers.models.nanochat.modeling_nanochat")
+
+
+def retell(calls: list[Call]) -> list[Call]:
+    """A recording of the library's calls in the words of the book, without those that the book has not."""
+    told = []
+    for call in calls:
+        if call.name not in WORDS:
+            continue
+        given = {{"hidden_states": "x"}.get(name, name): value for name, value in call.given.items()}
+        result = call.result[0] if isinstance(call.result, list) else call.result  # without the scores
+        if result.ndim == 4:
+            result = result.transpose(1, 2)
+        told.append(replace(call, name=WORDS[call.name], given=given, result=result))
+    return told

@@ -34,7 +34,7 @@ class WalkConfig:
     """The flags of debug_gpt_components."""
 
     run: str = field(default="", metadata={"help": "walk through this trained run, such as d4 or latest"})
-    gpt: str = field(default="book", metadata={"help": "whose model: book, mine, or the path of a file"})
+    gpt: str = field(default="book", metadata={"help": "whose model: book, mine, reference, or a file"})
     against: str = field(default="", metadata={"help": "compare with this model; name what differs first"})
     tolerance: float = field(default=1e-5, metadata={"help": "what counts as equal, of the largest number"})
     statistics: bool = field(default=False, metadata={"help": "mean, deviation and largest of each tensor"})
@@ -81,7 +81,6 @@ def random_model(module: Any, config: WalkConfig) -> GPT:
     """A small model on bytes with no weight left at zero, so that every component has an effect."""
     import torch
 
-    torch.manual_seed(config.seed)
     width = 64 * config.depth
     heads = max(1, math.ceil(width / 128))
     shape = module.GPTConfig(
@@ -93,6 +92,7 @@ def random_model(module: Any, config: WalkConfig) -> GPT:
         n_embd=width,
     )
     model: GPT = module.GPT(shape)
+    torch.manual_seed(config.seed)  # only now: what a constructor draws is nobody's weights
     model.init_weights()
     for weight in model.parameters():
         if not weight.any():
@@ -226,8 +226,10 @@ def walk(config: WalkConfig) -> list[str]:
     whose = f"the weights of run {config.run}" if config.run else f"random weights, seed {config.seed}"
     ids, words = tokens_of(some_text(config), tokenizer, config.length)
     idx, targets = torch.tensor([ids[:-1]]), torch.tensor([ids[1:]])
-    with trace(module, out=None, keep=True) as recording, torch.no_grad():
+    watched = module.watched_module() if config.gpt == "reference" else module
+    with trace(watched, out=None, keep=True) as recording, torch.no_grad():
         logits = model(idx)
+    calls = module.retell(recording.calls) if config.gpt == "reference" else recording.calls
     loss = model(idx, targets)
     loss.backward()
 
@@ -241,7 +243,7 @@ def walk(config: WalkConfig) -> list[str]:
         f"The model has {whose} and {parameters:,} parameters. It reads {len(ids)} tokens:",
         "",
         *table(["position", "id", "token"], [[i, ids[i], words[i]] for i in range(len(ids))]),
-        *tell_forward(recording.calls, words[:-1], model, config.statistics),
+        *tell_forward(calls, words[:-1], model, config.statistics),
         *tell_prediction(logits, ids, loss.item(), show, config.statistics),
         *tell_backward(model),
     ]
