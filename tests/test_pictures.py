@@ -57,7 +57,8 @@ def test_text_can_be_read_on_whatever_it_stands_on(palette: Palette):
         assert contrast(text, palette.ground) >= 4.5, text
         assert contrast(text, palette.panel) >= 4.5, text
     for hue in hues:
-        assert contrast(palette.ink, palette.soft(hue)) >= 4.5, hue
+        assert contrast(palette.ink, palette.soft(hue, 0.45)) >= 4.5, hue
+        assert contrast(palette.muted, palette.soft(hue)) >= 4.5, hue
 
 
 def example() -> str:

@@ -161,7 +161,7 @@ def who_learns_when(axes: Axes, palette: Palette) -> None:
             x = 116 + 92 * step
             hue = palette.orange if length else None
             strength = 0.14 + 0.1 * max(0.0, 4 + math.log10(length)) if length else 0
-            fill = palette.soft(palette.orange, min(0.55, strength)) if length else palette.ground
+            fill = palette.soft(palette.orange, min(0.45, strength)) if length else palette.ground
             text = f"{length:.1g}" if length else "0"
             colour = palette.ink if length else palette.muted
             box(axes, palette, x, y, 88, 21, text=text, colour=hue, fill=fill, rounding=4, color=colour)

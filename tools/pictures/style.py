@@ -44,7 +44,7 @@ class Palette:
     pink: str
 
     def soft(self, colour: str, strength: float = 0.18) -> str:
-        """The colour, thinned with the ground: for areas behind text."""
+        """The colour, thinned with the ground: for areas behind text, up to a strength of 0.45."""
         pairs = zip(to_rgb(colour), to_rgb(self.ground), strict=True)
         return "#" + "".join(f"{round(255 * (strength * c + (1 - strength) * g)):02x}" for c, g in pairs)
 
