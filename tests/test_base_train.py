@@ -386,6 +386,46 @@ def test_core_is_asked_when_its_questions_are_here(
     assert f"{title} metric: none, since no item of" in capsys.readouterr().out
 
 
+def test_the_trace_shows_the_model_up_to_the_first_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[bool] = []
+    real = training.evaluate
+
+    def evaluate(*arguments: Any) -> float:
+        seen.append(sys.getprofile() is None)
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    traced = train(tiny_config(trace=True, num_iterations=2, eval_every=1, compile="auto"))
+    lines = capsys.readouterr().out.splitlines()
+    debug = [line for line in lines if line.startswith("[DEBUG]")]
+    called = [line.removeprefix("[DEBUG] ") for line in debug if line.endswith("() called")]
+    outermost = [line for line in called if not line.startswith(" ")]
+    passes = accumulation_steps(tiny_config(), 1)
+    assert [line for line in outermost if line.startswith("GPT")] == [
+        "GPTConfig.__post_init__() called",
+        "GPT.__init__() called",
+        "GPT.init_weights() called",
+        "GPT.setup_optimizers() called",
+        "GPT.estimate_flops() called",
+        *["GPT.forward() called"] * passes,
+    ]
+    assert "[DEBUG]   idx.shape: torch.Size([2, 16]) int64" in debug
+    assert not any(" std " in line for line in debug)
+    assert lines.index(debug[-1]) < next(i for i, line in enumerate(lines) if line.startswith("step 00000"))
+    assert seen == [True, True, True]  # off during evaluation
+    assert not traced.compiled
+    plain = train(tiny_config(num_iterations=2, eval_every=1))
+    assert "[DEBUG]" not in capsys.readouterr().out
+    assert records(plain.folder) == records(traced.folder)  # looking changes nothing
+    train(tiny_config(trace=True, statistics=True, num_iterations=1, eval_every=-1))
+    assert re.search(r"DEBUG\].*float32 mean \S+ std \S+ max ", capsys.readouterr().out)
+    for config, ranks in ((tiny_config(trace=True), Ranks(1, 1, 2)), (tiny_config(), Ranks())):
+        with training.watch_calls(config, types.ModuleType("x"), ranks):
+            assert sys.getprofile() is None  # not in another process, and not unless it is asked for
+
+
 def test_a_run_learns_and_leaves_its_records(
     real_everything: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

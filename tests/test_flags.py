@@ -1,5 +1,6 @@
 """nanochat.flags: a dataclass becomes flags, and every mistake one line."""
 
+import importlib
 import re
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
@@ -154,3 +155,21 @@ def test_a_bug_in_the_dataclass_is_not_disguised() -> None:
 
     with pytest.raises(ZeroDivisionError):
         parse_flags(Buggy, [], "p", "d")
+
+
+@pytest.mark.parametrize(
+    ("module", "config"),
+    [
+        ("scripts.base_eval", "EvalConfig"),
+        ("scripts.base_loss", "LossConfig"),
+        ("scripts.bench", "BenchConfig"),
+        ("scripts.compare", "CompareConfig"),
+        ("scripts.learn_via_debug.debug_gpt_components", "WalkConfig"),
+        ("scripts.quickstart", "QuickConfig"),
+        ("scripts.sample", "SampleConfig"),
+        ("nanochat.train_config", "TrainConfig"),
+    ],
+)
+def test_every_program_that_builds_a_model_can_build_any(module: str, config: str) -> None:
+    made = getattr(importlib.import_module(module), config)()
+    assert made.gpt in ("book", "")  # "": the one that trained
