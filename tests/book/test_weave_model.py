@@ -183,5 +183,14 @@ def test_a_book_that_cannot_be_tangled_is_not_woven(project: Project) -> None:
         weave(project.root)
 
 
+def test_a_fragment_used_twice_lands_twice(project: Project) -> None:
+    project.change("lit/20-second.md", "<<say-it>>\n", "<<say-it>>\n<<say-it>>\n")
+    book = weave(project.root)
+    said = the(book, "say-it")
+    assert [landing.first for landing in said.lands] == [3, 4]
+    assert said.place == "scripts/run.sh, line 3 and 1 more"
+    assert [(run.first, run.last) for run in book.files["scripts/run.sh"].runs] == [(1, 2), (3, 3), (4, 4)]
+
+
 def test_steps_are_not_needed(project: Project) -> None:
     assert all(fragment.step is None for fragment in weave_book(read_book(project.root)).fragments)
