@@ -340,18 +340,20 @@ def main() -> None:
     about = "Ask a model CORE's questions."
     config = parse_flags(EvalConfig, sys.argv[1:], "python -m scripts.base_eval", about)
     ranks = init_ranks(config.device_type)
+    device = pick_device(config.device_type, ranks)
+    opened = None
+    if not config.prepare_only:  # a model that is not there should be missed before a download, not after
+        opened = open_hf(config, device) if config.hf_path else open_run(config, device)
     tasks = questions_for_all(config.bundle, config.task_names(), ranks)
     print0(f"{tasks.title}, from {tasks.source}: {', '.join(task.name for task in tasks.tasks)}")
-    if config.prepare_only:
+    if opened is None:
         leave_ranks()
         return
-    device = pick_device(config.device_type, ranks)
     from nanochat.core_eval import evaluate_core
     from nanochat.training import keep_freed_memory
 
     if device.type == "cpu":
         keep_freed_memory()
-    opened = open_hf(config, device) if config.hf_path else open_run(config, device)
     began = time.perf_counter()
     report = evaluate_core(
         opened.subject,

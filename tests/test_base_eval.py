@@ -131,6 +131,29 @@ def test_the_same_model_as_a_folder_of_transformers(base: Path, tmp_path: Path, 
     assert record["context"] == 48
 
 
+def test_a_model_of_another_family(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A Llama with our tokenizer: --hf_path takes what transformers takes, and reads its context's length."""
+    transformers = pytest.importorskip("transformers", minversion="5")
+    out = tmp_path / "theirs"
+    export_hf.export("tiny", out)
+    (out / "model.safetensors").unlink()
+    torch.manual_seed(0)
+    shape = {"vocab_size": 310, "hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 40}
+    heads = {"num_hidden_layers": 1, "num_attention_heads": 2}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **heads))
+    model.save_pretrained(out)
+    flags = (f"--bundle={tmp_path / 'b'}", f"--hf_path={out}", f"--out={tmp_path / 'o'}")
+    assert evaluate(*flags, f"--items={tmp_path / 'i.jsonl'}", "--tasks=winogrande") == 0
+    record = json.loads((tmp_path / "o/core.json").read_text())
+    assert (record["model"]["architecture"], record["context"]) == ("LlamaForCausalLM", 40)
+    verdict = json.loads((tmp_path / "i.jsonl").read_text().splitlines()[0])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    for text, loss, scored in zip(verdict["texts"], verdict["losses"], verdict["scored"], strict=True):
+        ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+        targets = torch.tensor([[-100] * (len(ids) - scored) + ids[-scored:]])
+        assert model.eval()(torch.tensor([ids]), labels=targets).loss.item() == pytest.approx(loss, abs=1e-5)
+
+
 def test_another_models_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     items = [tmp_path / f"{name}.jsonl" for name in ("book", "mine")]
     code = tmp_path / "mine.py"
@@ -143,6 +166,7 @@ def test_another_models_code(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert losses(items[0]) != losses(items[1])
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_items(tmp_path: Path) -> None:
     flags = [f"--bundle={tmp_path / 'b'}", "--device_type=cpu", "--dtype=float32", "--batch_tokens=300"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
