@@ -13,9 +13,10 @@ import io
 import os
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -100,6 +101,8 @@ class Constants(Mapping[str, Any]):
                 and node.target.id == name
             ):
                 return self.value(node.value)
+            if isinstance(node, ast.ClassDef) and node.name == name and node.decorator_list:
+                return self.maker(node)
             if isinstance(node, ast.ImportFrom) and node.module in self.sources.trees:
                 for alias in node.names:
                     if (alias.asname or alias.name) == name:
@@ -111,6 +114,21 @@ class Constants(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return 0
+
+    def maker(self, record: ast.ClassDef) -> Callable[..., SimpleNamespace]:
+        """What stands for a dataclass: called with its fields, it gives something that has them."""
+        fields = [
+            (node.target.id, node.value)
+            for node in record.body
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        ]
+
+        def make(*given: Any, **named: Any) -> SimpleNamespace:
+            defaults = {name: self.value(value) for name, value in fields if value is not None}
+            names = [name for name, _ in fields]
+            return SimpleNamespace(**defaults | dict(zip(names, given, strict=False)) | named)
+
+        return make
 
     def value(self, node: ast.expr | None) -> Any:
         """What an expression of constants is worth. Raises ValueError if it is more than that."""

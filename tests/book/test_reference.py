@@ -102,6 +102,8 @@ def test_constants_are_computed() -> None:
     constants = Constants(Sources(PROJECT), "nanochat.train_config")
     assert constants["SHUFFLE_WINDOW"] == 1024
     assert constants["DEFAULT_VOCAB_SIZE"] == 4096  # from another module
+    sides = Constants(Sources(PROJECT), "scripts.compare")["SIDES"]  # records of a class of their own
+    assert "reference" in [side.key for side in sides]
     with pytest.raises(KeyError):
         constants["nothing"]
 
