@@ -269,6 +269,7 @@ class Trainer:
         """Begin a training: new weights, new optimizers. Says by a checksum which weights."""
         import torch
 
+        self.model.float()  # on CUDA the book's embedding is bfloat16 from the first training on
         torch.manual_seed(seed)
         self.model.init_weights()
         self.optimizers = self.model.setup_optimizers()
@@ -621,7 +622,7 @@ def main() -> None:
     if importlib.util.find_spec("transformers") is None:
         raise UserError("the reference is in transformers: .venv/bin/python -m pip install 'transformers>=5'")
     choose_gpt(config.gpt)
-    device_type = pick_device(config.device_type).type
+    device_type = "cuda" if pick_device(config.device_type).type == "cuda" else "cpu"
     with temporary_base() if config.quick else contextlib.nullcontext():
         record = compare(config, device_type)
     print("\n\n".join(tables(record).values()))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nanochat.common import UserError
 from scripts import compare
@@ -157,3 +158,31 @@ def test_wrong_flags_are_one_line(flags, message):
     assert done.returncode == 2
     assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.gpu
+def test_two_seeds_on_cuda(tmp_path):
+    """The second training begins where the embedding is bfloat16 already; its weights must be the same."""
+    path = tmp_path / "cuda.json"
+    done = run(
+        "--quick", "--device_type=cuda", "--steps=6", "--seeds=2", "--eval_sequences=2", f"--out={path}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(len(side["runs"]) == 2 for side in json.loads(path.read_text())["sides"])
+
+
+def test_the_chapters_arithmetic():
+    text = (ROOT / "lit" / "70-equal-to-the-reference.md").read_text(encoding="utf-8")
+    V, C, T = 65536, 256, 512
+    assert round(2 * V * C / 1e6, 1) == 33.6
+    assert round(4 * 4 * 2 * V * C / 1e6) == round(4 * 4 * T * V / 1e6) == 537
+    assert text.count("537 MB") == 2
+    assert "$2VC = 33.6$ million" in text
+    below = torch.tensor(15.999)
+    assert (torch.nextafter(below, torch.tensor(16.0)) - below).item() == pytest.approx(2**-20)
+    shares = 0.0
+    bench = json.loads((ROOT / "results" / "bench-cpu.json").read_text())
+    for turn in bench["groups"]["steps"][4]["turns"]:
+        shares += sum(turn[part] for part in ("clipping", "AdamW", "Muon")) / turn["total"]
+    assert bench["groups"]["steps"][4]["name"] == "bfloat16, compiled"
+    assert 0.2 < shares / len(bench["groups"]["steps"][4]["turns"]) < 0.3, "a quarter of the step"
