@@ -21,14 +21,12 @@ from tools.weave.model import Woven
 HOME = "# Home\n\nA $B$, see [First](10-first.md) and [its end](10-first.md#why-sqrtd-counts).\n"
 
 
-@pytest.fixture(scope="module")
-def built(template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
-    """The small book with the project's own settings and tools, and what building it said."""
-    root = tmp_path_factory.mktemp("site") / "project"
+def small_site(template: Path, root: Path) -> None:
+    """The small book with the project's own settings and tools."""
     shutil.copytree(template, root)
-    shutil.copytree(
-        PROJECT / "tools", root / "tools", ignore=shutil.ignore_patterns("__pycache__", "reference.py")
-    )
+    # Without what describes the real program, and is slow.
+    ignored = shutil.ignore_patterns("__pycache__", "reference.py")
+    shutil.copytree(PROJECT / "tools", root / "tools", ignore=ignored)
     shutil.copytree(PROJECT / "lit/assets", root / "lit/assets")
     shutil.copy(PROJECT / "mkdocs.yml", root)
     (root / "results").mkdir()
@@ -38,6 +36,13 @@ def built(template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     chapter = root / "lit/10-first.md"
     end = "\n## Why $\\sqrt{D}$ counts\n\nIt takes [276 ms](../results/x.json#numbers/step;ms).\n"
     chapter.write_text(chapter.read_text() + end)
+
+
+@pytest.fixture(scope="module")
+def built(template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
+    """A site, and what building it said."""
+    root = tmp_path_factory.mktemp("site") / "project"
+    small_site(template, root)
     return root, build(root)
 
 
