@@ -144,7 +144,7 @@ def draw_distances(axes: Axes, palette: Palette, record: dict[str, Any]) -> None
     axes.set_yscale("log")
     axes.set_ylim(1e-17, 1)
     axes.set_title("distance over the gradient's length")
-    axes.legend(loc="center right")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 0.12), ncols=2)
     axes.grid(True, axis="y")
 
 
