@@ -120,6 +120,22 @@ def test_the_logits_are_the_same(base: Path, tag: str) -> None:
     assert 1e-4 < (rounded - theirs).abs().max() < 0.1
 
 
+def test_vectors_so_short_that_epsilon_decides_their_length(
+    base: Path, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    model = make_run(base, "short", tokenizer, SHAPE)
+    model.transformer.wte.weight.data.mul_(1e-4)
+    meta = {"model": SHAPE, "tokenizer": tokenizer.fingerprint()}
+    save_checkpoint(base / "base_checkpoints" / "short", 8, model, [], meta)
+    assert run(export_hf, "--run=short", f"--out={tmp_path / 'short'}") == 0
+    idx = torch.arange(32)[None]
+    with torch.inference_mode():
+        theirs, ours = load(tmp_path / "short"), unrounded("short")(idx)
+        torch.testing.assert_close(ours, theirs(idx).logits, atol=1e-5, rtol=0)
+        theirs.model.norm.eps = 1e-6
+        assert (ours - theirs(idx).logits).abs().max() > 1e-3
+
+
 def test_in_bfloat16_even_the_tables_are_the_same(base: Path) -> None:
     model = load(base / "gqa")
     positions = torch.arange(32)[None]
@@ -244,6 +260,7 @@ def test_special_tokens_are_there_and_never_come_out_of_a_text(base: Path, token
     assert theirs.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == list(tokenizer.specials.values())
     assert set(theirs.all_special_ids) == set(tokenizer.specials.values())
     assert theirs.bos_token_id == theirs.eos_token_id == tokenizer.bos
+    assert not theirs.clean_up_tokenization_spaces
     text = "<|user_start|>the<|user_end|>"
     assert theirs(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text)
     on_request = theirs(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
@@ -494,6 +511,8 @@ def test_an_export_overwrites_nothing(base: Path, tmp_path: Path, capsys: pytest
     mine.mkdir()
     assert run(export_hf, "--run=gqa", f"--out={mine}") == 2
     assert "exists already, and nothing is overwritten" in capsys.readouterr().err
+    with pytest.raises(UserError, match="nothing is overwritten"):
+        export_hf.write_folder(mine, {"config.json": "{}"})  # created while the export was running
     assert list(tmp_path.iterdir()) == [mine]
     assert list(mine.iterdir()) == []
 
