@@ -10,6 +10,7 @@ import yaml
 
 FOLDER = "lit"
 SETTINGS = "mkdocs.yml"
+LEFT_OUT = "reference/modules"
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,14 @@ def read_pages(root: Path) -> list[Page]:
 
 
 def made_pages(root: Path) -> dict[str, str]:
-    """The pages that the project makes from its code, if it does."""
+    """The pages that the project makes from its code, if it does; but not what it says of each module.
+
+    That would add a hundred pages, and all of it stands in the fragments.
+    """
     if not (root / "tools" / "reference.py").is_file():
         return {}
     made: dict[str, str] = importlib.import_module("tools.reference").pages(root)
-    return made
+    return {name: text for name, text in made.items() if not name.startswith(LEFT_OUT)}
 
 
 def navigation(entries: list[Any], known: list[str], part: str = "") -> dict[str, str]:

@@ -16,7 +16,7 @@ from markdown.extensions.toc import unique
 
 from tools.markup import scan
 from tools.print.code import Setter
-from tools.print.pages import Page
+from tools.print.pages import FOLDER, LEFT_OUT, Page
 from tools.print.pandoc import Element, Failed, parse, plain, walk
 from tools.problems import Problem, Refused
 from tools.weave.indexes import generated_pages
@@ -92,9 +92,9 @@ def read_page(page: Page, setter: Setter) -> Reading:
                 reading.anchors[fragment.anchor] = fragment.anchor
                 return setter.fragment(fragment)
             return setter.shown(text, word)
-        if kind == "RawBlock" and element["c"][1].startswith("<!--"):
-            return []
-        if kind == "RawInline" and element["c"][1].startswith("<!--"):
+        if kind == "Table":  # columns as wide as what they hold, not as the dashes of their source
+            element["c"][2] = [[align, {"t": "ColWidthDefault"}] for align, _ in element["c"][2]]
+        if kind in ("RawBlock", "RawInline") and element["c"][1].startswith("<!--"):
             return []
         return None
 
@@ -141,7 +141,7 @@ def _link(
         )
     elif path == "lit/fragments.md":
         return [{"t": "Link", "c": [attributes, inlines, [f"#{INDEX}", title]]}]
-    elif path in made:
+    elif path in made or path.startswith(f"{FOLDER}/{LEFT_OUT}"):
         pass  # an index of the site, which print does not have
     elif path.startswith("..") or not (root / path).exists():
         problems.append(reading.problem(f"]({target})", f"there is no {path}. Correct the link."))
