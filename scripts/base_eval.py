@@ -228,8 +228,13 @@ def watch_task(ranks: Ranks) -> Callable[[Task, int], Callable[[int], object]]:
 
 def say_result(result: TaskResult) -> None:
     """One line for a task that is done."""
-    scores = f"accuracy {result.accuracy:.4f}, centered {result.centered:.4f}"
-    print0(f"{result.name}: {result.items:,} items, {scores}")
+    line = f"{result.name}: {result.items:,} items"
+    line += f", accuracy {result.accuracy:.4f}, centered {result.centered:.4f}"
+    if result.cut:
+        line += f"; {result.cut:,} lost their beginning, being longer than the context"
+    if result.left_out:
+        line += f"; {result.left_out:,} left out, since their answers alone are longer"
+    print0(line)
 
 
 HEADER = ("task", "type", "shots", "items", "cut", "left out", "right", "by chance", "centered", "±")

@@ -188,6 +188,17 @@ def test_two_processes_share_the_items(tmp_path: Path) -> None:
         assert a["losses"] == pytest.approx(b["losses"], abs=1e-5)
 
 
+def test_items_longer_than_the_context_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(f"--bundle={tmp_path / 'b'}", "--tasks=copa", "--max_seq_len=9") == 0
+    out = capsys.readouterr().out
+    line = re.search(
+        r"^copa: (\d+) items, .*; 12 lost their beginning.*; (\d+) left out, since", out, re.MULTILINE
+    )
+    assert line is not None, out
+    assert int(line[1]) + int(line[2]) == 12
+    assert int(line[2]) > 0
+
+
 def test_prepare_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(f"--bundle={tmp_path / 'b'}", "--prepare_only", "--run=no-such-run") == 0
     assert "from the bundle " in capsys.readouterr().out
