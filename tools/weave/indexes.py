@@ -124,7 +124,7 @@ def summary(file: File) -> str:
         comments = itertools.takewhile(lambda line: line.startswith("#"), file.text.split("\n"))
         text = "\n".join(line.lstrip("# ") for line in comments if not line.startswith("#!"))
     first = " ".join(text.split("\n\n")[0].split())
-    return re.split(r"(?<=[.:])\s", first)[0]
+    return re.split(r"(?<=\.)\s", first)[0]
 
 
 def escaped(text: str) -> str:
