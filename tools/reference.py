@@ -78,8 +78,9 @@ class Sources:
         place = self.places[module].get(line)
         if place is None:
             return ""
-        chapter = Path(place.chapter).name
-        return f"[{chapter.removesuffix('.md')}](../{chapter}#{anchor_of(place.fragment)})"
+        heading = re.search(r"^# (.+)$", (self.root / place.chapter).read_text(encoding="utf-8"), re.M)
+        name = Path(place.chapter).name
+        return f"[{escaped(heading[1] if heading else name)}](../{name}#{anchor_of(place.fragment)})"
 
 
 class Constants(Mapping[str, Any]):
