@@ -79,7 +79,10 @@ def test_every_place_is_a_fragment_of_the_book() -> None:
     links = {link for page in MADE.values() for link in re.findall(r"\]\(\.\./([^)]+)\)", page)}
     known = {f"{Path(part.chapter).name}#{part.anchor}" for part in book.fragments}
     assert len(links) > 100
-    assert "Written in [The loss, a chunk at a time](../35-the-loss-in-chunks.md#" in MADE["reference/modules.md"]
+    assert (
+        "Written in [The loss, a chunk at a time](../35-the-loss-in-chunks.md#"
+        in MADE["reference/modules.md"]
+    )
     assert links <= known
 
 
