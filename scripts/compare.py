@@ -513,7 +513,7 @@ def answer_table(record: dict[str, Any]) -> str:
     """The book's model beside the reference, row by row."""
     n = record["numbers"]
     if not {"step-book", "step-reference"} <= n.keys():
-        return "Not measured: one of the two failed."
+        return "Not measured: the book or the reference took no part, or failed."
     several = n["seeds"] > 1
 
     def apart(gap: float, extent: float, digits: int) -> str:
