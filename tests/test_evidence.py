@@ -23,6 +23,7 @@ from nanochat.evidence.freshness import checksum, digests, fragments_run, statem
 from nanochat.evidence.procedures import PROCEDURES
 from nanochat.evidence.report import (
     conclude,
+    finding_table,
     lowest_point,
     overview_row,
     overview_table,
@@ -348,6 +349,15 @@ def test_every_experiment_runs_from_end_to_end(one: Experiment, monkeypatch: pyt
     assert conclude(one, again)["numbers"] == record["numbers"]
     assert one.question in report(again)
     assert one.claim in overview_table([overview_row(one, again)])
+
+
+def test_the_larger_run_stands_beside_the_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"about": "it", "mean": 0.5, "low": 0.4, "high": 0.6, "null": 0.0, "verdict": "as claimed"}
+    small_one = {"experiment": "softcap", "findings": [found], "machine": {"threads of a trial": 1}}
+    large_one = {"findings": [{**found, "mean": 0.25, "verdict": "no effect at this scale"}]}
+    monkeypatch.setattr("nanochat.evidence.report.read_record", lambda path: large_one)
+    assert "| +0.5000 | 0.4000 to 0.6000 | as claimed | +0.2500 |" in finding_table(small_one)
+    assert "GPU" not in finding_table({**small_one, "machine": {"threads of a trial": None}})
 
 
 def test_a_cut_off_run_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 from nanochat.evidence.experiments import BPB, Experiment, Finding, experiment, slug
+from nanochat.evidence.records import read_record, record_path
 from nanochat.evidence.statistics import interval, verdict
 
 Trials = dict[str, dict[str, Any]]  # variation, seed as a text: {"numbers": …, "curves": …}
@@ -156,11 +157,25 @@ def spread(values: list[float | None]) -> str:
 
 
 def finding_table(record: dict[str, Any]) -> str:
-    """Each finding with its interval and verdict."""
-    lines = ["| compared | effect | 95 % interval | verdict |", "|---|---|---|---|"]
-    for finding in record["findings"]:
-        lines.append(f"| {finding['about']} | " + " | ".join(effect(finding)) + f" | {finding['verdict']} |")
+    """Each finding with its interval and verdict; beside them those of the larger run, if there is one."""
+    large = larger(record)
+    more = " on a GPU | 95 % interval | verdict |" if large else ""
+    rule = "|---|---|---|---|" + "---|---|---|" * bool(more)
+    lines = [f"| compared | effect | 95 % interval | verdict |{more}", rule]
+    for count, finding in enumerate(record["findings"]):
+        cells = [finding["about"], *effect(finding), finding["verdict"]]
+        if large:
+            cells += [*effect(large["findings"][count]), large["findings"][count]["verdict"]]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def larger(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of the same experiment on a GPU, to be shown beside one from a CPU."""
+    if "declared" in record or record["machine"]["threads of a trial"] is None:
+        return None
+    found = read_record(record_path(record["experiment"], True))
+    return found if found and len(found["findings"]) == len(record["findings"]) else None
 
 
 def effect(finding: dict[str, Any]) -> tuple[str, str]:
