@@ -35,6 +35,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--status", action="store_true", help="say of each whether its record is fresh")
     parser.add_argument("--show", action="store_true", help="print the recorded reports, run nothing")
     parser.add_argument("--verify", action="store_true", help="run again and compare with the record")
+    parser.add_argument("--other_seeds", action="store_true", help="with --verify: not the record's seeds")
     parser.add_argument("--seeds", type=int, default=0, help="how many (without: as the experiment says)")
     parser.add_argument("--workers", type=int, default=0, help="trials at a time (without: 2 on a CPU)")
     parser.add_argument("--device_type", default="", choices=("", "cuda", "cpu"), help="cuda or cpu")
@@ -61,13 +62,14 @@ def status() -> None:
             print(f"{one.name + (' on CUDA' if large else ''):28} {state}")
 
 
-def run(one: Experiment, device: str, seeds: int, workers: int, anew: bool = False) -> dict[str, Any]:
+def run(
+    one: Experiment, device: str, seeds: int, workers: int, anew: bool = False, first: int = 0
+) -> dict[str, Any]:
     """Run what is missing of an experiment; returns its record."""
     from nanochat.evidence.runs import complete
 
-    flags = [f"--seeds={seeds}" for _ in range(1) if seeds]
-    command = " ".join(["python -m scripts.experiment", one.name, *flags])
-    return complete(one, device, seeds, workers, anew, command)
+    command = f"python -m scripts.experiment {one.name}" + (f" --seeds={seeds}" if seeds else "")
+    return complete(one, device, seeds, workers, anew, command, first)
 
 
 def write_record(record: dict[str, Any], path: Path) -> None:
@@ -89,12 +91,13 @@ def write_summary() -> None:
     write_atomically(ROOT / "results" / "evidence.json", summary + "\n")
 
 
-def verify(one: Experiment, device: str, workers: int) -> bool:
-    """Run an experiment again with the record's seeds; whether each effect lies in its recorded interval."""
+def verify(one: Experiment, device: str, workers: int, other_seeds: bool = False) -> bool:
+    """Run again, with the record's seeds or the next ones; whether each effect lies in its interval."""
     record = read_record(record_path(one.name, device == "cuda"))
     if record is None:
         raise UserError(f"{one.name} has no record to compare with: leave out --verify to make one")
-    again = run(one, device, len(record["seeds"]), workers, anew=True)
+    count = len(record["seeds"])
+    again = run(one, device, count, workers, anew=True, first=count if other_seeds else 0)
     good = True
     for before, now in zip(record["findings"], again["findings"], strict=True):
         if before["mean"] is None or now["mean"] is None:
@@ -185,7 +188,7 @@ def main() -> int:
     good = True
     for one in chosen:
         if options.verify:
-            good = verify(one, device, workers) and good
+            good = verify(one, device, workers, options.other_seeds) and good
             continue
         record = run(one, device, options.seeds, workers)
         path = record_path(one.name, device == "cuda")

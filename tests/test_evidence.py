@@ -419,7 +419,7 @@ def test_a_damaged_record_is_one_clear_line(tmp_path: Path, text: str, says: str
 
 
 def same(one: str, other: str) -> bool:
-    first, second = (statements(textwrap.dedent(text).split("\n")) for text in (one, other))
+    first, second = (statements(tuple(textwrap.dedent(text).split("\n"))) for text in (one, other))
     return checksum(first, {"b"}) == checksum(second, {"b"})
 
 

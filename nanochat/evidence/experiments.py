@@ -413,9 +413,9 @@ BFLOAT16 = Experiment(
     name="bfloat16",
     question="Why use bfloat16 for embeddings and rotary cache?",
     answer="10-the-parts-of-a-gpt.md#why-use-bfloat16-for-embeddings-and-rotary-cache-the-tables",
-    claim="bf16 halves the memory of both tables and moves a logit by a thousandth, no more at far "
-    "positions than at near ones; at the embedding's large rate few of its steps are lost, at a "
-    "usual one most are.",
+    claim="bf16 halves the memory of both tables and moves a logit by less than a thousandth, no more at "
+    "far positions than at near ones; at the embedding's large rate few of its steps are lost, at "
+    "a usual one most are.",
     reconsider="An error that grows with the position, or a loss that rises with bf16 tables or a bf16 "
     "embedding.",
     base={"dtype": "bfloat16"},
@@ -429,7 +429,7 @@ BFLOAT16 = Experiment(
         Finding(
             "error of a logit at 8 T positions over that within T",
             (BOOK,),
-            "same",
+            "less",
             "error, far over near",
             against="",
             null=1.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import re
@@ -26,7 +27,9 @@ SILENT = (tokenize.COMMENT, tokenize.NL, tokenize.ENCODING, tokenize.ENDMARKER)
 
 def digests(book: Book, names: Iterable[str]) -> dict[str, str]:
     """A checksum of each of these fragments, the same after changes that cannot change what they do."""
-    code = {name: statements(line for line, _ in book.fragments.get(name, [])) for name in sorted(names)}
+    code = {
+        name: statements(tuple(line for line, _ in book.fragments.get(name, []))) for name in sorted(names)
+    }
     used = {word for lines in code.values() for line in lines if not is_import(line) for word in line}
     return {name: checksum(lines, used) for name, lines in code.items()}
 
@@ -58,7 +61,8 @@ def imported(words: list[str]) -> dict[str, str]:
     return found
 
 
-def statements(lines: Iterable[str]) -> list[list[str]]:
+@functools.lru_cache(maxsize=4096)
+def statements(lines: tuple[str, ...]) -> list[list[str]]:
     """The words of each statement of a fragment, without references, comments and docstrings."""
     code = [line for line in lines if not REFERENCE.fullmatch(line)]
     indent = min((len(line) - len(line.lstrip()) for line in code if line.strip()), default=0)

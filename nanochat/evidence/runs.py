@@ -83,11 +83,11 @@ def text_of(setting: Setting) -> str:
     return text_of_size(setting.data, setting.vocab_size, setting.batch_size, setting.sequence_len)
 
 
-def jobs_of(one: Experiment, seeds: int, device: str) -> list[Job]:
-    """All that an experiment runs, seed by seed, so that a cut-off run has whole seeds."""
+def jobs_of(one: Experiment, seeds: int, device: str, first: int = 0) -> list[Job]:
+    """All that an experiment runs, seed by seed from `first` on, so that a cut-off run has whole seeds."""
     settings = one.settings(large=device == "cuda")
     jobs = []
-    for seed in range(seeds):
+    for seed in range(first, first + seeds):
         for procedure in one.procedures:
             jobs += [Job(procedure, (("", setting),), seed, device) for setting in settings.values()]
         jobs += [Job(procedure, tuple(settings.items()), seed, device) for procedure in one.together]
@@ -142,15 +142,21 @@ def finished(jobs: list[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any
 
 
 def complete(
-    one: Experiment, device: str, seeds: int = 0, workers: int = 1, anew: bool = False, command: str = ""
+    one: Experiment,
+    device: str,
+    seeds: int = 0,
+    workers: int = 1,
+    anew: bool = False,
+    command: str = "",
+    first: int = 0,
 ) -> dict[str, Any]:
     """Run what is missing of an experiment and return its record; writes the trials, not the record."""
-    seeds = seeds or one.seeds
+    numbers = range(first, first + (seeds or one.seeds))
     large = device == "cuda"
-    jobs = jobs_of(one, seeds, device)
+    jobs = jobs_of(one, len(numbers), device, first)
     outcomes = run_jobs(jobs, workers, one.name, anew)
     trials: dict[str, dict[str, Any]] = {
-        name: {str(seed): {"numbers": {}, "curves": {}} for seed in range(seeds)} for name in one.variations
+        name: {str(seed): {"numbers": {}, "curves": {}} for seed in numbers} for name in one.variations
     }
     settings = one.settings(large)
     for job in jobs:
@@ -162,10 +168,10 @@ def complete(
     record = {
         "format": FORMAT,
         "experiment": one.name,
-        "command": command or f"python -m scripts.experiment {one.name} --seeds={seeds}",
+        "command": command or f"python -m scripts.experiment {one.name}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(device),
-        "seeds": list(range(seeds)),
+        "seeds": list(numbers),
         "configuration": one.configuration(large),
         "text": sorted({text_of(setting) for setting in settings.values()}),
         "code": digests(read_book(), {name for job in jobs for name in code_of(job)}),
