@@ -118,7 +118,12 @@ def reader(context: BrowserContext, address: str) -> Reader:
 
     found.page.on("console", lambda m: complain(m.text) if m.type in ("error", "warning") else None)
     found.page.on("pageerror", lambda error: complain(str(error)))
-    found.page.on("requestfailed", lambda request: complain(f"failed: {request.url}"))
+    # What a page still asks for while one leaves it is aborted, and nobody misses it.
+    aborted = "net::ERR_ABORTED"
+    found.page.on(
+        "requestfailed", lambda r: None if r.failure == aborted else complain(f"{r.url}: {r.failure}")
+    )
+    found.page.on("response", lambda r: complain(f"{r.url}: {r.status}") if r.status >= 400 else None)
     found.page.on(
         "request",
         lambda r: None if r.url.startswith((address, "data:", "blob:")) else complain(f"asks for {r.url}"),
