@@ -685,8 +685,12 @@ def parts_table(cases: list[dict[str, Any]]) -> str:
     steps = [case for case in cases if case["work"] == "step" and case["turns"] and not case["failed"]]
     rows = []
     for case in steps:
-        shares = [statistics.median(turn[part] / turn["total"] for turn in case["turns"]) for part in PARTS]
-        rows.append([case["name"], *(f"{share:.0%}" for share in shares)])
+        parts = [part if part in case["turns"][0] else "" for part in PARTS]  # another Muon has no such part
+        shares = [
+            f"{statistics.median(turn[part] / turn['total'] for turn in case['turns']):.0%}" if part else ""
+            for part in parts
+        ]
+        rows.append([case["name"], *shares])
     return table(["where the time goes", *PARTS[:-1], f"of it {PARTS[-1]}"], rows) if rows else ""
 
 

@@ -102,6 +102,16 @@ def test_wrong_flags_are_one_line(flags, message):
     assert not done.stdout
 
 
+def test_a_model_with_another_muon_has_an_empty_cell(quick):
+    record = json.loads(quick[1].read_text())
+    for turn in record["groups"]["steps"][1]["turns"]:
+        del turn["Newton-Schulz"]
+    lines = bench.tables(record).splitlines()
+    start = next(i for i, line in enumerate(lines) if "where the time" in line)
+    row = next(line for line in lines[start:] if "float32, eager" in line)
+    assert row.split("|")[-2].strip() == ""
+
+
 def test_only_a_full_run_replaces_the_record():
     assert bench.BenchConfig().target("cuda") == Path("results/bench-cuda.json")
     assert bench.BenchConfig(cases="steps").target("cpu") is None
