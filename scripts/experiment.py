@@ -87,7 +87,15 @@ def on_one_line(found: re.Match[str]) -> str:
 def write_summary() -> None:
     """Write results/evidence.json, from which the page of all twelve is made."""
     rows = [reports.overview_row(one, read_record(record_path(one.name, False))) for one in EXPERIMENTS]
-    summary = json.dumps({"format": 1, "experiments": rows}, indent=1, ensure_ascii=False)
+    verdicts = [row["finding"]["verdict"] for row in rows if row["finding"]]
+    numbers = {
+        "recorded": len(verdicts),
+        "as-claimed": verdicts.count("as claimed"),
+        "against": verdicts.count("against the claim"),
+        "no-effect": sum(verdict.startswith("no effect") for verdict in verdicts),
+    }
+    contents = {"format": 1, "numbers": numbers, "experiments": rows}
+    summary = json.dumps(contents, indent=1, ensure_ascii=False)
     write_atomically(ROOT / "results" / "evidence.json", summary + "\n")
 
 

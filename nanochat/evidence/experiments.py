@@ -332,6 +332,7 @@ OPTIMIZERS = Experiment(
             }
             for lr in (0.1, 0.5)
         },
+        **{f"the split, Muon at {lr}": {"matrix_lr": lr} for lr in (0.01, 0.04)},
         "a tenth more steps": {"steps": 110},
     },
     findings=(
@@ -344,6 +345,11 @@ OPTIMIZERS = Experiment(
             "Muon everywhere, the best of two rates for the tables",
             tuple(f"Muon everywhere, {lr}" for lr in (0.1, 0.5)),
             "more",
+        ),
+        Finding(
+            "the split with another rate for Muon, the best of two",
+            ("the split, Muon at 0.01", "the split, Muon at 0.04"),
+            "same",
         ),
         Finding(
             "time of a step, AdamW everywhere",

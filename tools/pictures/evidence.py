@@ -52,6 +52,7 @@ def draw_effects(axes: Axes, palette: Palette, record: dict[str, Any], names: li
         axes.plot([found.mean], [row], "|", color=palette.ink, ms=13, mew=2)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.locator_params(axis="x", nbins=5)
     axes.set_title("bits per byte above the book's model", loc="right")
     axes.grid(True, axis="x")
 
