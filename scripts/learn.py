@@ -247,10 +247,17 @@ def check(session: Session, args: argparse.Namespace) -> int:
     steps = select(args.step) if args.step else list(STEPS)
     file = Path(args.file) if args.file else session.shop.file
     if not file.is_file():
-        raise UserError(f"{shown(file)} does not exist; make learn puts a skeleton there")
+        wanted = "--file wants a Python file" if args.file else "make learn puts a skeleton there"
+        raise UserError(f"{shown(file)} {'is no file' if file.exists() else 'does not exist'}; {wanted}")
     counts: Counter[str] = Counter()
+    before = ""
     for verdict in session.judge(steps, file):
-        print(json.dumps(verdict) if args.json else describe_verdict(verdict, file), flush=True)
+        text = describe_verdict(verdict, file)
+        head, _, reasons = text.partition("\n")
+        if verdict["status"] == "error" and reasons == before:  # an unreadable file stops every step
+            text = f"{head}, as above"
+        before = reasons
+        print(json.dumps(verdict) if args.json else text, flush=True)
         counts[verdict["status"]] += 1
     if not args.json and len(steps) > 1:
         print(f"\n{', '.join(f'{count} {status}' for status, count in counts.most_common())}")

@@ -352,7 +352,8 @@ def _explain_exception(raised: Raised, step: Step) -> str | None:
             f"functions that use your own name ({', '.join(step.companions) or 'none'}): then both are "
             "judged together."
         )
-    if raised.type == "AttributeError" and "object has no attribute" in raised.message:
+    owner = step.id.rpartition(".")[0]
+    if raised.type == "AttributeError" and raised.message.startswith(f"'{owner}' object has no attribute"):
         return (
             "Nothing of this name is there when the book's constructor has built the object. Names of "
             "weights and tables are fixed, because checkpoints know them."

@@ -75,6 +75,7 @@ def test_an_exception_names_its_line(court: Judge, tmp_path: Path, body: str, wo
     assert (bad.status, alive.status) == ("error", "passed"), bad
     assert words in (bad.difference or "")
     assert bad.line
+    assert "Names of weights" not in (bad.explanation or "")  # no attribute of the model is missing
 
 
 def test_what_a_learner_prints_is_kept_and_breaks_nothing(court: Judge, tmp_path: Path) -> None:

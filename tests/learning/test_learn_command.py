@@ -128,7 +128,8 @@ def test_one_step_is_wanted_where_one_is_needed() -> None:
         (["reset", "norm", "--all"], "needs a STEP, or --all"),
         (["hint", "norm", "--tier=4"], "there are 3"),
         (["hint", "norm", "--tier=0"], "there are 3"),
-        (["check", "--file=nowhere.py"], "nowhere.py does not exist"),
+        (["check", "--file=nowhere.py"], "nowhere.py does not exist; --file wants a Python file"),
+        (["check", "--file=lit"], "lit is no file; --file wants a Python file"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(session: Session, argv: list[str], words: str) -> None:
@@ -278,6 +279,13 @@ def test_bad_files_get_an_answer_from_every_command(
             say("status")
     else:
         assert say("status")[0] == 0
+
+
+def test_what_stops_every_step_is_explained_once(say: Say, session: Session) -> None:
+    session.shop.file.write_text(BOOK.text.replace("class MLP(nn.Module):", "class MLP(nn.Module)"))
+    said = say("check")[1]
+    assert said.count("Python cannot read this line") == 1
+    assert said.count(": cannot be judged, as above\n") == 17
 
 
 # check, hint, solution, diff, reset
