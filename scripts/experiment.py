@@ -128,7 +128,7 @@ def own_question(variations: list[list[str]], base: list[str], seeds: int) -> Ex
     for name, differing in named.items():
         if not differing:
             raise UserError(f"{name}: that is the book's choice already; give another value")
-    findings = tuple(Finding(f"{name}, against the book's", (name,), "same") for name in named)
+    findings = tuple(Finding(f"{name}, against the book's", (name,), "") for name in named)
     return Experiment(
         name="vary-" + slug("-".join(named))[:80],
         question=f"What does {' or '.join(named)} change?",

@@ -20,7 +20,7 @@ class Finding:
 
     about: str
     of: tuple[str, ...]
-    claimed: Literal["more", "less", "same"]
+    claimed: Literal["more", "less", "same", ""]
     quantity: str = BPB
     against: str = BOOK  # "": nothing is taken off, the quantity itself is compared with `null`
     ratio: bool = False  # divide instead of subtracting

@@ -52,11 +52,13 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def verdict(found: Interval, null: float, claimed: str) -> str:
-    """What may be said: `claimed` is "more", "less" or "same"."""
+    """What may be said: `claimed` is "more", "less" or "same", or "" where nobody said anything before."""
     side = found.side(null)
     if side == 0:
         same = claimed == "same"
         exact = found.low == found.high
         return "exactly equal" if exact else "no effect at this scale" + (", as claimed" if same else "")
+    if not claimed:
+        return "a difference"
     wanted = {"more": 1, "less": -1, "same": 0}[claimed]
     return "as claimed" if side == wanted else "against the claim"
