@@ -27,7 +27,8 @@ def measure_decoding(settings: dict[str, Setting], seed: int, device: torch.devi
         model = build(replace(setting, n_embd=4 * setting.n_embd), seed, device)
         config, held = model.config, 8 * setting.sequence_len
         cache = KVCache(16, config.n_kv_head, held + 1, config.head_dim, config.n_layer)
-        keys = torch.randn(16, config.n_kv_head, held, config.head_dim, device=device)
+        kind = getattr(torch, setting.dtype)
+        keys = torch.randn(16, config.n_kv_head, held, config.head_dim, device=device, dtype=kind)
         for layer in range(config.n_layer):
             cache.insert_kv(layer, keys, keys)
         works[name] = model, cache
@@ -36,7 +37,8 @@ def measure_decoding(settings: dict[str, Setting], seed: int, device: torch.devi
     for turn in range(8):
         for name, (model, cache) in works.items():
             start = clock(device)
-            model(ids, kv_cache=cache, last_only=True)
+            with autocast(settings[name], device):
+                model(ids, kv_cache=cache, last_only=True)
             seconds = clock(device) - start
             cache.pos -= 1
             if turn > 1:
@@ -103,6 +105,7 @@ def hold(model: VariedGPT, how: str) -> VariedGPT:
 
 def hold_tables(setting: Setting, seed: int, device: torch.device) -> Outcome:
     """What a checkpoint, an optimizer and a move do to tables that are held as the setting says."""
+    setting = replace(setting, embedding_dtype="float32")  # so that it runs without autocast
     model = hold(build(setting, seed, device), setting.tables)
     before = model.cos.detach().clone()
     file = io.BytesIO()
@@ -136,7 +139,7 @@ def hold_tables(setting: Setting, seed: int, device: torch.device) -> Outcome:
 
 def compare_accumulation(setting: Setting, seed: int, device: torch.device) -> Outcome:
     """Distances of gradients, relative to the exact one's length: one batch and several passes, by format."""
-    model = build(setting, seed, device)
+    model = build(replace(setting, embedding_dtype="float32"), seed, device)  # also without autocast
     torch.manual_seed(seed)
     for p in model.parameters():
         if not p.any():
