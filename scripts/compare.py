@@ -596,7 +596,8 @@ def machine_line(record: dict[str, Any]) -> str:
         f"L={shape['n_layer']}, C={shape['n_embd']}, H={shape['n_head']}, V={shape['vocab_size']:,}, "
         f"T={shape['sequence_len']}, B={record['batch_size']}; {steps} steps; {record['text']}.\n"
         f"{machine['device']}, {machine['cores']} cores; {versions}.\n"
-        f"Measured {record['date']} in {record['seconds']:.0f} s by `{record['command']}`."
+        f"Measured {record['date']} in {record['seconds']:.0f} s by `{record['command']}`.\n"
+        f"Load of the machine before: {record['load_average'][0]:.1f}."
     )
 
 
