@@ -70,8 +70,8 @@ book: environment book-environment ## build the book as build/book.epub and buil
 	@.venv/bin/python -m tools.numbers --check
 	@.venv-book/bin/python -m tools book
 
-clean: ## remove caches and the built site; keeps environments, data and everything trained
-	@rm -rf site .mypy_cache .ruff_cache .pytest_cache
+clean: ## remove caches and the built site and book; keeps environments, data and everything trained
+	@rm -rf site build .mypy_cache .ruff_cache .pytest_cache
 	@find $(wildcard nanochat scripts tests tools) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .DEFAULT:

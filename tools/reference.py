@@ -160,7 +160,8 @@ def programs_page(sources: Sources) -> str:
     """Every command of the project and its flags."""
     out = [
         "# Programs and their flags",
-        f"A flag is written `--name=value`; for `_`, `-` will do. Each program knows `--help`. {MADE}",
+        "A flag is written `--name=value`; in a flag's name `-` and `_` mean the same. "
+        f"Each program knows `--help`. {MADE}",
         "## make",
         "| command | what it does |\n|---|---|\n"
         + "\n".join(f"| `make {name}` | {escaped(about)} |" for name, about in make_targets(sources.root)),

@@ -328,8 +328,8 @@ def test_the_contents_lead_to_why_attention_is_scaled(reading: Reader) -> None:
     reading.open("index.html")
     page.locator(".md-content").get_by_role("link", name=re.compile("forward pass")).first.click()
     contents = page.get_by_role("navigation", name="Table of contents")
-    contents.get_by_role("link", name=re.compile("^Why divide by")).first.click()
-    expect(page.get_by_role("heading", name=re.compile("^Why divide by"))).to_be_in_viewport()
+    contents.get_by_role("link", name=re.compile("^Why scale attention by")).first.click()
+    expect(page.get_by_role("heading", name=re.compile("^Why scale attention by"))).to_be_in_viewport()
 
 
 @pytest.fixture

@@ -17,11 +17,14 @@ from tools.problems import Problem
 from tools.weave.chapter import Page, Weaver
 from tools.weave.code import highlighted
 from tools.weave.indexes import (
+    code_of,
     file_page,
     fragments_page,
     generated_pages,
     json_lines,
     questions_of,
+    questions_page,
+    section_of,
     shapes_of,
     symbols_page,
 )
@@ -245,6 +248,22 @@ def test_the_twelve_questions_know_their_answers_and_their_code() -> None:
     for question in questions:
         assert re.search(r"\]\(\d\d-[\w-]+\.md", question.answers), question
         assert len(question.steps) == 1, question
+
+
+def test_the_code_of_a_question_is_what_its_answer_is_about(whole: Weaver) -> None:
+    questions = questions_of((PROJECT / "lit/index.md").read_text(), learners_steps())
+    code = {question.text: [f.name for f in code_of(question, whole)] for question in questions}
+    assert code["How does gradient accumulation simulate larger batches?"] == ["accumulate-gradients"]
+    assert code["What does softcapping prevent?"] == ["gpt-forward"]
+    assert all(code.values())
+    assert make(whole, questions_page).count("93-twelve-answers") == 12
+
+
+def test_a_section_begins_and_ends_at_headings_of_the_second_level() -> None:
+    text = "# A\n\n## B\n\n### C of B\n\n## D\n"
+    assert section_of(text, "c-of-b") == range(3, 7)
+    assert section_of(text, "d") == range(7, 8)
+    assert section_of(text, "e") == range(0)
 
 
 def test_shapes_are_read_from_docstrings_and_comments(whole: Weaver) -> None:

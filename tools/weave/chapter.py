@@ -316,7 +316,7 @@ class Page:
             guide = self.url_of("80-learning-by-rewriting.md")
             begin = f'<a href="{guide}">begins</a>' if guide else "begins"
             rows.append(
-                f"<p><code>make learn</code> {begin} your own copy; "
+                f"<p><code>make learn</code> {begin} your own copy; in <code>.venv</code>, "
                 f"<code>python -m scripts.learn check {html.escape(step.id)}</code> judges it.</p>"
             )
         return (

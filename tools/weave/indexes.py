@@ -14,14 +14,15 @@ from difflib import SequenceMatcher
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tools.weave.chapter import FILES, RECORDS, Page, path_id
+from tools.weave.chapter import FILES, RECORDS, Page, Weaver, path_id
 from tools.weave.code import highlighted
 from tools.weave.model import File, Fragment, Step, Woven, learners_steps
+from tools.weave.prose import heading_id
 
 Made = Callable[[Page], str]
 
 SHAPE = re.compile(r"\((?:[\w.·*/+\- ]+,)+[\w.·*/+\- ]*\)")
-NOTATION, HOME = "01-reading-this-book.md", "index.md"
+NOTATION, HOME, VERDICTS = "01-reading-this-book.md", "index.md", "93-twelve-answers.md"
 
 
 def generated_pages(root: Path, book: Woven) -> dict[str, Made]:
@@ -104,12 +105,17 @@ def files_page(page: Page) -> str:
         rows += [f"## `{folder}/`", "", "| file | what it is | lines | from |", "|---|---|---:|---|"]
         for file in files:
             chapters = dict.fromkeys(page.weaver.book[run.anchor].chapter for run in file.runs)
-            links = ", ".join(f"[{c[4:6]}]({c.removeprefix('lit/')})" for c in sorted(chapters))
+            links = ", ".join(f"[{short_name(c)}]({c.removeprefix('lit/')})" for c in sorted(chapters))
             name = PurePosixPath(file.path).name
             link, count = f"[`{name}`]({FILES}/{file.path}.md)", len(file.text.splitlines())
             rows.append(f"| {link} | {escaped(summary(file))} | {count} | {links} |")
         rows.append("")
     return "\n".join(rows)
+
+
+def short_name(chapter: str) -> str:
+    """A chapter's name in a table: what its file is called, without the number."""
+    return re.sub(r"^\d+-", "", PurePosixPath(chapter).stem).replace("-", " ")
 
 
 def summary(file: File) -> str:
@@ -201,6 +207,40 @@ def plain_link(text: str) -> str:
     return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text).strip()
 
 
+def code_of(question: Question, weaver: Weaver) -> list[Fragment]:
+    """The code that a question is about: its steps, or else what the section of the answer writes.
+
+    A step of another chapter only asks the question in the learner's log. An experiment is no part of it.
+    """
+    targets = re.findall(r"\]\(([^)#\s]+\.md)#([^)\s]+)\)", question.answers)
+    chapters = {f"lit/{path}" for path, _ in targets}
+    steps = [f for s in question.steps if (f := weaver.book.named(s.fragment)) and f.chapter in chapters]
+    if steps:
+        return steps
+    found = []
+    for path, anchor in targets:
+        section = section_of((weaver.root / "lit" / path).read_text(encoding="utf-8"), anchor)
+        found += [
+            f
+            for f in weaver.book.fragments
+            if f.chapter == f"lit/{path}"
+            and f.line in section
+            and not any(land.path.startswith("nanochat/evidence/") for land in f.lands)
+        ]
+    return found
+
+
+def section_of(text: str, anchor: str) -> range:
+    """The lines of the chapter's section (##) that holds the heading with this id."""
+    first = 1
+    for section in re.split(r"^(?=## )", text, flags=re.MULTILINE):
+        after = first + section.count("\n")
+        if anchor in map(heading_id, re.findall(r"^#+ (.+)$", section, re.MULTILINE)):
+            return range(first, after)
+        first = after
+    return range(0)
+
+
 def questions_page(page: Page) -> str:
     """The twelve questions: where each is answered, and who writes the code that it is about."""
     try:
@@ -208,16 +248,17 @@ def questions_page(page: Page) -> str:
     except OSError:
         home = ""
     questions = questions_of(home, learners_steps())
+    measured = f" Measured: [claim and verdict]({VERDICTS})." if page.url_of(VERDICTS) else ""
     out = [
         "# Twelve questions",
         "Somebody who rewrites the model meets these decisions and wants to know why. Each is answered where "
         "the code stands that it concerns.",
     ]
     for number, question in enumerate(questions, 1):
-        fragments = [f for s in question.steps if (f := page.weaver.book.named(s.fragment))]
+        fragments = code_of(question, page.weaver)
         about = ", ".join(page.aside.put(page.link_to(fragment.anchor)) for fragment in fragments)
         out.append(f"## {number}. {question.text}")
-        out.append(f"Answered in {question.answers}." + (f" The code: {about}." if about else ""))
+        out.append(f"Answered in {question.answers}." + (f" The code: {about}." if about else "") + measured)
     return "\n\n".join(out)
 
 

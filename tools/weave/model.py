@@ -36,13 +36,19 @@ _SPELLING = {
 # A name holds neither dashes within a word nor apostrophes.
 _PHRASES = {
     "Newton Schulz": "Newton–Schulz",
+    "books names": "book's names",
     "benchmarks flags": "benchmark's flags",
+    "comparisons flags": "comparison's flags",
+    "cores questions": "CORE's questions",
     "devices clock": "device's clock",
     "learners function": "learner's function",
+    "librarys": "library's",
     "machines peak": "machine's peak",
     "models shape": "model's shape",
+    "queries keys and": "queries, keys and",
     "steps section": "step's section",
     "tokenizers folder": "tokenizer's folder",
+    "torchs optimizers": "torch's optimizers",
     "with the books": "with the book's",
 }
 
