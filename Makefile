@@ -5,7 +5,7 @@
 # Another Python than the one found: make TARGET PYTHON=/path/to/python, or PYTHON_BOOK=… for the second.
 
 .DEFAULT_GOAL := help
-.PHONY: help train learn test tangle check watch where bench compare evidence numbers gpu serve site book clean environment \
+.PHONY: help train learn test tangle check watch where bench compare evidence numbers pictures gpu serve site book clean environment \
 	book-environment tangle-if-possible check-if-possible
 
 # A Python of any age that runs. (pyenv's python3 is on the PATH even where it does not.)
@@ -52,6 +52,7 @@ pictures: environment ## draw the book's pictures again, those that would look d
 
 evidence: environment ## run the experiments behind the twelve answers that are missing or stale (about an hour for all)
 	@.venv/bin/python -m scripts.experiment --all
+
 compare: environment ## train the book's model and the reference side by side, in turns; some ten minutes
 	@.venv/bin/python -m scripts.compare
 

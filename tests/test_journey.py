@@ -17,7 +17,7 @@ FILES = {normans_gpt.__file__: "nanochat/normans_gpt.py", loss.__file__: "nanoch
 
 
 def lines_passed() -> set[tuple[str, int]]:
-    """Which lines of the model run in one training step of the seed's model, a little smaller."""
+    """Which lines of the model run in one training step of the quick script's model, a little smaller."""
     torch.manual_seed(0)
     shape = normans_gpt.GPTConfig(sequence_len=16, vocab_size=64, n_layer=4, n_head=2, n_kv_head=2, n_embd=32)
     model = normans_gpt.GPT(shape)

@@ -158,15 +158,15 @@ def test_a_larger_model_where_there_is_more_machine(
     assert (preset, data) == (getattr(quickstart, expected[0]), expected[1])
 
 
-SEEDS_FLAGS = (
+QUICK_FLAGS = (
     "--depth=4 --max_seq_len=512 --device_batch_size=1 --eval_tokens=512 --core_metric_every=-1"
     " --total_batch_size=512 --num_iterations=1"
 )
 
 
-def test_the_quick_script_is_the_seeds_command() -> None:
+def test_the_quick_script_has_its_published_flags() -> None:
     text = (ROOT / "scripts" / "local_cpu_own_gpt_transformer.sh").read_text()
-    for flag in SEEDS_FLAGS.split():
+    for flag in QUICK_FLAGS.split():
         assert f"    {flag} \\\n" in text
 
 

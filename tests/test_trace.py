@@ -57,7 +57,7 @@ def recorded(module: ModuleType) -> Trace:
     return recording
 
 
-def test_forward_reads_as_in_the_seed() -> None:
+def test_forward_reads_as_a_print_in_every_method_would() -> None:
     model = a_model()
     lines = lines_of(lambda: model(IDX))
     assert lines[:2] == [

@@ -119,7 +119,7 @@ def test_todo_wants_a_whole_function(project: Project) -> None:
 
 
 def test_this_book_leaves_eighteen_methods_less_the_configuration() -> None:
-    """The seed's list; GPTConfig is complete from the start. The first error is the seed's, to the letter."""
+    """Seventeen functions to write; GPTConfig is complete. The first error stands to the letter."""
     output = outputs_of(PROJECT)["skeleton/normans_gpt.py"]
     found: dict[str, str] = {}
     tree = ast.parse(output.text)
