@@ -95,6 +95,15 @@ def test_the_search_finds_a_fragment_by_its_title(built: tuple[Path, Answer]) ->
     assert not [entry for entry in index["docs"] if entry["location"].startswith(("files/", "records/"))]
 
 
+def test_what_to_do_is_found_before_what_lists_every_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site, "made", {"fragments.md": str})
+    order = ["how-to/train-on-a-gpu.md", "10-the-parts-of-a-gpt.md", "fragments.md"]
+    assert sorted(order, key=site.weight, reverse=True) == order
+    assert (
+        site.weight("02-five-minutes.md") > site.weight("10-first.md") > site.weight("82-named-mistakes.md")
+    )
+
+
 def test_the_file_of_a_fragment_is_linked_and_there(built: tuple[Path, Answer]) -> None:
     page = (built[0] / "site/30-model.html").read_text()
     link = re.search(r'href="(files/nanochat/model.py.html)#L10"', page)

@@ -34,6 +34,8 @@ weaver = Weaver(ROOT, Woven())
 made: dict[str, Callable[[Page], str]] = {}  # how to make the pages that nobody writes
 current = Page(weaver, "index.md", lambda path: None)  # MkDocs reads and converts one page after the other
 site_files = Files([])
+FOUND_FIRST = ("how-to/", "02-")  # by who searches: what to do comes before how it works inside
+FOUND_LAST = ("82-",)  # a list of mistakes has every word of the book
 NOT_SEARCHED = ("files/", "records/")  # what is found there is found in a chapter, with its reasons
 
 
@@ -157,7 +159,16 @@ def finish(html: str, page: SitePage) -> str:
         page.present_anchor_ids |= current.anchors
     if page.file.src_uri.startswith(NOT_SEARCHED):
         page.meta["search"] = {"exclude": True}
+    else:
+        page.meta["search"] = {"boost": weight(page.file.src_uri)}
     return current.finish(html)
+
+
+def weight(path: str) -> float:
+    """How much a page counts in a search; an index, which holds every word, counts little."""
+    if path.startswith(FOUND_FIRST):
+        return 2.0
+    return 0.3 if path in made or path.startswith(FOUND_LAST) else 1.0
 
 
 def complete_search(config: MkDocsConfig) -> None:
@@ -169,7 +180,6 @@ def complete_search(config: MkDocsConfig) -> None:
     for fragment in weaver.book.fragments:
         file = site_files.get_file_from_path(fragment.chapter.removeprefix("lit/"))
         if file and not fragment.number:
-            index["docs"].append(
-                {"location": f"{file.url}#{fragment.anchor}", "title": fragment.title, "text": fragment.place}
-            )
+            place = {"location": f"{file.url}#{fragment.anchor}", "boost": weight(file.src_uri)}
+            index["docs"].append({**place, "title": fragment.title, "text": fragment.place})
     path.write_text(json.dumps(index, sort_keys=True, separators=(",", ":")), encoding="utf-8")
