@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import importlib.metadata
 import json
 import os
 import shutil
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat.common import UserError, run_program, write_atomically
 from nanochat.flags import parse_flags
+from nanochat.turns import describe_machine
 
 if TYPE_CHECKING:
     import torch
@@ -170,7 +173,15 @@ def main() -> None:
         for name, value in numbers.items():
             print(f"  {name:<24}{value:.6g}")
         if config.record:
-            record = {"model": checkpoint.meta["model"], "steps": checkpoint.step, "numbers": numbers}
+            record = {
+                "command": f"python -m scripts.export_hf --run={config.run} --check",
+                "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "machine": describe_machine("cpu"),
+                "transformers": importlib.metadata.version("transformers"),
+                "model": checkpoint.meta["model"],
+                "steps": checkpoint.step,
+                "numbers": numbers,
+            }
             write_atomically(Path(config.record), json.dumps(record, indent=1) + "\n")
 
 

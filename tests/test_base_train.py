@@ -32,7 +32,7 @@ from scripts.base_train import train
 from tests.core_questions import zipped_bundle
 from tests.tiny_run import flags, own_base, records, tiny_config
 
-SEEDS_FLAGS = [
+QUICK_FLAGS = [
     "--depth=4",
     "--max_seq_len=512",
     "--device_batch_size=1",
@@ -330,10 +330,10 @@ def call_main(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     base_train.main()
 
 
-def test_the_seeds_command(
+def test_the_quick_command(
     real_everything: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call_main([*SEEDS_FLAGS, "--data=tiny", "--vocab_size=300"], monkeypatch)
+    call_main([*QUICK_FLAGS, "--data=tiny", "--vocab_size=300"], monkeypatch)
     lines = capsys.readouterr().out.splitlines()
     steps = [line for line in lines if line.startswith("step ")]
     assert len(steps) == 1
