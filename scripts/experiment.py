@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from nanochat.common import UserError, base_dir, pick_device, run_program, write_atomically
 from nanochat.evidence import report as reports
 from nanochat.evidence.experiments import BOOK, BPB, EXPERIMENTS, Experiment, Finding, experiment, slug
-from nanochat.evidence.records import read_record, record_path, why_stale
+from nanochat.evidence.records import read_record, record_path, state_of, why_stale
 from nanochat.evidence.settings import Setting, varied
 from nanochat.provenance import ROOT, read_book
 
@@ -58,8 +58,7 @@ def status() -> None:
                 reasons = why_stale(one, large, book)
             except UserError as error:
                 reasons = [str(error)]
-            state = f"stale: {'; '.join(reasons)}" if reasons else "fresh"
-            print(f"{one.name + (' on CUDA' if large else ''):28} {state}")
+            print(f"{one.name + (' on CUDA' if large else ''):28} {state_of(reasons)}")
 
 
 def run(
@@ -87,12 +86,13 @@ def on_one_line(found: re.Match[str]) -> str:
 def write_summary() -> None:
     """Write results/evidence.json, from which the page of all twelve is made."""
     rows = [reports.overview_row(one, read_record(record_path(one.name, False))) for one in EXPERIMENTS]
-    verdicts = [row["finding"]["verdict"] for row in rows if row["finding"]]
+    verdicts = [finding["verdict"] for row in rows for finding in row["findings"]]
     numbers = {
-        "recorded": len(verdicts),
-        "as-claimed": verdicts.count("as claimed"),
+        "recorded": sum(bool(row["findings"]) for row in rows),
+        "findings": len(verdicts),
+        "as-claimed": sum(verdict.endswith("as claimed") for verdict in verdicts),
         "against": verdicts.count("against the claim"),
-        "no-effect": sum(verdict.startswith("no effect") for verdict in verdicts),
+        "no-effect": verdicts.count("no effect at this scale"),
     }
     contents = {"format": 1, "numbers": numbers, "experiments": rows}
     summary = json.dumps(contents, indent=1, ensure_ascii=False)

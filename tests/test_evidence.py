@@ -24,6 +24,7 @@ from nanochat.evidence.freshness import checksum, digests, fragments_run, statem
 from nanochat.evidence.procedures import PROCEDURES
 from nanochat.evidence.report import (
     conclude,
+    effect,
     finding_table,
     lowest_point,
     overview_row,
@@ -351,16 +352,45 @@ def test_every_experiment_runs_from_end_to_end(one: Experiment, monkeypatch: pyt
     assert all(tables(again).values())
     assert conclude(one, again)["numbers"] == record["numbers"]
     assert one.question in report(again)
-    assert one.claim in overview_table([overview_row(one, again)])
+    overview = overview_table([overview_row(one, again)])
+    assert overview.count("\n") == 1 + len(one.decisive)
+    assert all(again["findings"][count - 1]["about"] in overview for count in one.decisive)
 
 
 def test_the_larger_run_stands_beside_the_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"about": "it", "mean": 0.5, "low": 0.4, "high": 0.6, "null": 0.0, "verdict": "as claimed"}
+    found |= {"kind": "difference"}
     small_one = {"experiment": "softcap", "findings": [found], "machine": {"threads of a trial": 1}}
     large_one = {"findings": [{**found, "mean": 0.25, "verdict": "no effect at this scale"}]}
     monkeypatch.setattr("nanochat.evidence.report.read_record", lambda path: large_one)
-    assert "| +0.5000 | 0.4000 to 0.6000 | as claimed | +0.2500 |" in finding_table(small_one)
+    assert "| +0.500 | 0.400 to 0.600 | as claimed | +0.250 |" in finding_table(small_one)
     assert "GPU" not in finding_table({**small_one, "machine": {"threads of a trial": None}})
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "null", "shown"),
+    [
+        ("difference", (0.048912, 0.04, 0.0578), 0.0, ("+0.0489", "0.0400 to 0.0578")),
+        ("difference", (-0.0034, -0.0067, -0.00002), 0.0, ("−0.00340", "−0.00670 to −0.00002")),
+        ("factor", (83.66, 77.51, 89.81), 1.0, ("83.7 ×", "77.5 to 89.8")),
+        ("factor", (1.0466, 1.0451, 1.0482), 1.0, ("1.047 ×", "1.045 to 1.048")),
+        ("factor", (1.0466, 1.002, 1.09), 1.0, ("1.047 ×", "1.002 to 1.090")),
+        ("factor", (2.0, 2.0, 2.0), 1.0, ("2 ×", "the same in every run")),
+        ("value", (3.3e-16, 3.1e-16, 3.4e-16), 1e-12, ("3.3e−16", "3.1e−16 to 3.4e−16")),
+    ],
+)
+def test_an_effect_says_what_it_is(
+    kind: str, values: tuple[float, float, float], null: float, shown: tuple[str, str]
+) -> None:
+    mean, low, high = values
+    found = {"kind": kind, "mean": mean, "low": low, "high": high, "null": null}
+    assert effect(found) == shown
+
+
+def test_what_was_not_run_is_not_called_stale() -> None:
+    assert records.state_of([records.NOT_RUN]) == "not run"
+    assert records.state_of(["norm has changed"]) == "stale: norm has changed"
+    assert records.state_of([]) == "fresh"
 
 
 def test_a_cut_off_run_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

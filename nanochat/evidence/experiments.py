@@ -30,6 +30,12 @@ class Finding:
         """The value that means no effect."""
         return float(self.ratio) if self.null is None else self.null
 
+    def kind(self) -> str:
+        """A "factor" (1 means no effect), a "difference", or a "value" that is compared with `null`."""
+        if self.nothing() == 1.0:
+            return "factor"
+        return "difference" if self.against else "value"
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -42,6 +48,7 @@ class Experiment:
     reconsider: str  # what would change our mind
     variations: dict[str, dict[str, Any]]  # changes to Setting; the first is the book's choice
     findings: tuple[Finding, ...]
+    decisive: tuple[int, ...] = (1,)  # the findings, counted from 1, that the page of all twelve shows
     procedures: tuple[str, ...] = ("train",)  # for each variation and seed
     together: tuple[str, ...] = ()  # for all variations in turns, for each seed
     base: dict[str, Any] = field(default_factory=dict)  # changes common to all
@@ -86,12 +93,12 @@ TIED_HEAD = Experiment(
     },
     findings=(
         Finding(
-            "the best of three tied heads, against two matrices",
+            "loss with one matrix, the best of three starts and rates",
             ("tied, made for the embedding", "tied, made for the head", "tied, in between"),
             "more",
         ),
-        Finding("tied, made for the embedding", ("tied, made for the embedding",), "more"),
-        Finding("tied, made for the head", ("tied, made for the head",), "more"),
+        Finding("loss with one matrix, made for the embedding", ("tied, made for the embedding",), "more"),
+        Finding("loss with one matrix, made for the head", ("tied, made for the head",), "more"),
     ),
     columns=(BPB, "parameters", "largest logit"),
 )
@@ -106,16 +113,19 @@ SHARED_HEADS = Experiment(
     "at larger sizes.",
     variations={BOOK: {}, "1 of 3": {"n_kv_head": 1}},
     findings=(
-        Finding("loss, one key-value head for three", ("1 of 3",), "more"),
+        Finding("loss with one key-value head for three", ("1 of 3",), "more"),
         Finding(
-            "time of a decoded token, one for three",
+            "time of a decoded token with one for three",
             ("1 of 3",),
             "less",
             quantity="decoding, ms",
             ratio=True,
         ),
-        Finding("bytes of cache, one for three", ("1 of 3",), "less", quantity="cache, MB", ratio=True),
+        Finding(
+            "bytes of the cache with one for three", ("1 of 3",), "less", quantity="cache, MB", ratio=True
+        ),
     ),
+    decisive=(1, 3, 2),
     together=("measure decoding",),
     columns=(BPB, "parameters", "cache, MB", "decoding, ms"),
 )
@@ -135,14 +145,17 @@ ACTIVATION = Experiment(
         "a tenth more steps": {"steps": 110},
     },
     findings=(
-        Finding("relu", ("relu",), "more"),
-        Finding("GELU", ("GELU",), "more"),
-        Finding("SwiGLU at equal weights", ("SwiGLU, 8C/3",), "same"),
+        Finding("loss with relu instead", ("relu",), "more"),
+        Finding("loss with GELU instead", ("GELU",), "more"),
+        Finding("loss with SwiGLU at equal weights", ("SwiGLU, 8C/3",), "same"),
         Finding("time of a step with GELU", ("GELU",), "more", quantity="step, ms", ratio=True),
         Finding("time of a step with SwiGLU", ("SwiGLU, 8C/3",), "more", quantity="step, ms", ratio=True),
-        Finding("a tenth more steps of the book's model", ("a tenth more steps",), "less"),
-        Finding("zeros of relu², against relu's", (BOOK,), "more", "zeros in the MLP", against="relu"),
+        Finding("loss of the book's model after a tenth more steps", ("a tenth more steps",), "less"),
+        Finding(
+            "share of zeros with relu², minus relu's", (BOOK,), "more", "zeros in the MLP", against="relu"
+        ),
     ),
+    decisive=(1, 2, 3),
     together=("measure a step",),
     columns=(BPB, "parameters", "step, ms", "zeros in the MLP"),
 )
@@ -163,12 +176,18 @@ QK_NORM = Experiment(
     },
     findings=(
         Finding("loss without QK norm, at the book's rate", ("without",), "more"),
-        Finding("loss without, at 16 times the rate", ("without, rate ×16",), "more", against="rate ×16"),
         Finding(
-            "largest score without, at the book's rate", ("without",), "more", "largest score", ratio=True
+            "loss without QK norm, at 16 times the rate", ("without, rate ×16",), "more", against="rate ×16"
         ),
         Finding(
-            "largest score without, at 16 times the rate",
+            "largest score without QK norm, at the book's rate",
+            ("without",),
+            "more",
+            "largest score",
+            ratio=True,
+        ),
+        Finding(
+            "largest score without QK norm, at 16 times the rate",
             ("without, rate ×16",),
             "more",
             "largest score",
@@ -176,6 +195,7 @@ QK_NORM = Experiment(
             ratio=True,
         ),
     ),
+    decisive=(1, 2),
     columns=(BPB, "largest score"),
     curve="largest score",
 )
@@ -195,21 +215,32 @@ TABLES_AS_BUFFERS = Experiment(
     },
     findings=(
         Finding(
-            "the farthest that an optimizer moved a parameter's table",
+            "how far training moves a table held as a parameter",
             ("parameter",),
             "more",
             quantity="table moved by",
         ),
         Finding(
-            "bytes of a checkpoint with saved tables",
+            "bytes of a checkpoint that saves the tables",
             ("saved buffer",),
             "more",
             "checkpoint, bytes",
             ratio=True,
         ),
-        Finding("plain attributes that follow a move", ("plain attribute",), "less", "follows .to()"),
-        Finding("saved tables that load at twice the length", ("saved buffer",), "less", "loads at 2 T"),
+        Finding(
+            "following a move (1: yes), a plain attribute minus the book's",
+            ("plain attribute",),
+            "less",
+            "follows .to()",
+        ),
+        Finding(
+            "loading at twice the length (1: yes), saved tables minus the book's",
+            ("saved buffer",),
+            "less",
+            "loads at 2 T",
+        ),
     ),
+    decisive=(1, 3, 4),
     procedures=("hold the tables",),
     columns=(
         "tensors in a checkpoint",
@@ -234,16 +265,22 @@ ACCUMULATION = Experiment(
     variations={f"{passes} passes": {"passes": passes, "batch_size": 32 // passes} for passes in (2, 4, 16)},
     findings=(
         Finding(
-            "relative distance in float64, 16 passes against 1 (rounding: below 1e−12)",
+            "distance of the gradient of 16 passes from that of 1, float64",
             ("16 passes",),
             "less",
             "float64",
             against="",
             null=1e-12,
         ),
-        Finding("the same in float32", ("16 passes",), "more", "float32", against=""),
         Finding(
-            "error under bf16, 16 passes over 1",
+            "distance of the gradient of 16 passes from that of 1, float32",
+            ("16 passes",),
+            "more",
+            "float32",
+            against="",
+        ),
+        Finding(
+            "error of the gradient under bf16, 16 passes over 1",
             ("16 passes",),
             "less",
             "bf16, passes over one batch",
@@ -251,7 +288,7 @@ ACCUMULATION = Experiment(
             null=1.0,
         ),
         Finding(
-            "length of the gradient without the division",
+            "length of the gradient without the division by 16",
             ("16 passes",),
             "more",
             "not divided",
@@ -259,13 +296,14 @@ ACCUMULATION = Experiment(
             null=1.0,
         ),
         Finding(
-            "distance when the last pass has half the targets",
+            "error of the gradient when the last pass has half the targets",
             ("16 passes",),
             "more",
             "unequal passes",
             against="",
         ),
     ),
+    decisive=(1, 3),
     procedures=("compare accumulation",),
     columns=(
         "float64",
@@ -291,11 +329,16 @@ NORM_AFTER_EMBEDDING = Experiment(
         "without": {"norm_after_embedding": False},
     },
     findings=(
-        Finding("without the norm", ("without",), "more"),
+        Finding("loss without the norm after the embedding", ("without",), "more"),
         Finding(
-            "rows' sizes, 95 % to 5 %, without", ("without",), "same", "row size, 95 % to 5 %", ratio=True
+            "spread of the rows' sizes without the norm",
+            ("without",),
+            "same",
+            "row size, 95 % to 5 %",
+            ratio=True,
         ),
     ),
+    decisive=(1, 2),
     columns=(BPB, "row size, 95 % to 5 %", "largest logit"),
 )
 
@@ -310,6 +353,7 @@ SOFTCAP = Experiment(
         Finding("loss without the cap", ("no cap",), "same"),
         Finding("largest logit without the cap", ("no cap",), "more", "largest logit", ratio=True),
     ),
+    decisive=(1, 2),
     columns=(BPB, "largest logit"),
 )
 
@@ -337,30 +381,33 @@ OPTIMIZERS = Experiment(
     },
     findings=(
         Finding(
-            "AdamW everywhere, the best of two rates",
+            "loss with AdamW everywhere, the best of two rates",
             tuple(f"AdamW everywhere, {lr}" for lr in (0.003, 0.01)),
             "more",
         ),
         Finding(
-            "Muon everywhere, the best of two rates for the tables",
+            "loss with Muon everywhere, the best of two rates",
             tuple(f"Muon everywhere, {lr}" for lr in (0.1, 0.5)),
             "more",
         ),
         Finding(
-            "the split with another rate for Muon, the best of two",
+            "loss of the split at half or twice Muon's rate, the better",
             ("the split, Muon at 0.01", "the split, Muon at 0.04"),
             "same",
         ),
         Finding(
-            "time of a step, AdamW everywhere",
+            "time of a step with AdamW everywhere",
             ("AdamW everywhere, 0.003",),
             "less",
             "step, ms",
             ratio=True,
         ),
-        Finding("time of a step, Muon everywhere", ("Muon everywhere, 0.1",), "more", "step, ms", ratio=True),
-        Finding("a tenth more steps of the book's model", ("a tenth more steps",), "less"),
+        Finding(
+            "time of a step with Muon everywhere", ("Muon everywhere, 0.1",), "more", "step, ms", ratio=True
+        ),
+        Finding("loss of the book's model after a tenth more steps", ("a tenth more steps",), "less"),
     ),
+    decisive=(1, 2),
     together=("measure a step",),
     columns=(BPB, "step, ms", "largest logit"),
 )
@@ -386,15 +433,22 @@ RATES_AND_WIDTHS = Experiment(
     },
     findings=(
         Finding(
-            "exponent of the width in the best rates, against −½",
+            "exponent of the width in the best rates, is it −½?",
             ("all widths",),
             "same",
             quantity="exponent",
             against="",
             null=-0.5,
         ),
-        Finding("the same exponent, against 0", ("all widths",), "less", "exponent", against=""),
+        Finding(
+            "exponent of the width in the best rates, is it 0?",
+            ("all widths",),
+            "less",
+            "exponent",
+            against="",
+        ),
     ),
+    decisive=(1, 2),
     derived="find the best rates",
     columns=(BPB, "largest logit"),
     curve="best rates",
@@ -408,7 +462,7 @@ BIASES = Experiment(
     reconsider="A loss that biases lower by more than they cost in weights, at any size.",
     variations={BOOK: {}, "biases": {"bias": True}},
     findings=(
-        Finding("biases in every matrix of the blocks", ("biases",), "same"),
+        Finding("loss with biases in every matrix of the blocks", ("biases",), "same"),
         Finding("time of a step with biases", ("biases",), "more", quantity="step, ms", ratio=True),
     ),
     together=("measure a step",),
@@ -433,7 +487,7 @@ BFLOAT16 = Experiment(
     },
     findings=(
         Finding(
-            "error of a logit at 8 T positions over that within T",
+            "error of a logit from bf16 tables, at 8 T over within T",
             (BOOK,),
             "less",
             "error, far over near",
@@ -441,14 +495,14 @@ BFLOAT16 = Experiment(
             null=1.0,
         ),
         Finding(
-            "the same error, with angles in bf16 too",
+            "error of a logit at 8 T, with angles in bf16 too",
             ("tables from bf16 angles",),
             "more",
             "logit error, at 8 T",
             ratio=True,
         ),
         Finding(
-            "time of a rotation over one by float32 tables",
+            "time of a rotation, by bf16 tables over float32",
             (BOOK,),
             "less",
             "rotation, relative",
@@ -456,13 +510,16 @@ BFLOAT16 = Experiment(
             null=1.0,
         ),
         Finding(
-            "share of weights that 20 steps did not move, rate 0.0003",
+            "share of bf16 weights never moved, at rate 0.0003",
             ("embedding rate 0.0003",),
             "more",
             "weights never moved",
         ),
-        Finding("bytes of the embedding", ("both in float32",), "more", "embedding, bytes", ratio=True),
+        Finding(
+            "bytes of the embedding in float32", ("both in float32",), "more", "embedding, bytes", ratio=True
+        ),
     ),
+    decisive=(1, 4, 5),
     procedures=("measure rounding",),
     columns=(
         "embedding, bytes",

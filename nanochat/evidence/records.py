@@ -13,6 +13,7 @@ from nanochat.evidence.freshness import changed_since
 from nanochat.provenance import ROOT, Book, read_book
 
 FORMAT = 1
+NOT_RUN = "not run"
 NEEDED = ("format", "experiment", "configuration", "code", "seeds", "trials", "findings", "numbers")
 
 
@@ -42,11 +43,16 @@ def why_stale(one: Experiment, large: bool, book: Book, root: Path = ROOT) -> li
     """The reasons for which a record does not speak of the code as it is; none if it does."""
     record = read_record(record_path(one.name, large, root))
     if record is None:
-        return ["it has not been run"]
+        return [NOT_RUN]
     reasons = changed_since(record["code"], book)
     if record["configuration"] != one.configuration(large):
         reasons.append("its settings have changed")
     return reasons
+
+
+def state_of(reasons: list[str]) -> str:
+    """A record's state in words, from what `why_stale` found."""
+    return reasons[0] if reasons == [NOT_RUN] else f"stale: {'; '.join(reasons)}" if reasons else "fresh"
 
 
 def stale_answers(root: Path = ROOT) -> list[str]:
@@ -63,7 +69,7 @@ def stale_answers(root: Path = ROOT) -> list[str]:
             if reasons:
                 where = "the evidence" + (" on CUDA" if large else "")
                 lines.append(
-                    f"lit/{one.answer}: {where} is stale: {'; '.join(reasons)}. "
+                    f"lit/{one.answer}: {where} is {state_of(reasons)}. "
                     f"Run: python -m scripts.experiment {one.name}"
                 )
     return lines

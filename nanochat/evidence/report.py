@@ -65,7 +65,12 @@ def weigh(finding: Finding, trials: Trials) -> dict[str, Any]:
     """The effect, its interval and the verdict."""
     candidates = {name: whole(values_of(trials, name, finding.quantity)) for name in finding.of}
     alive = {name: values for name, values in candidates.items() if values is not None}
-    result: dict[str, Any] = {"about": finding.about, "quantity": finding.quantity}
+    result: dict[str, Any] = {
+        "about": finding.about,
+        "quantity": finding.quantity,
+        "kind": finding.kind(),
+        "claimed": finding.claimed,
+    }
     if not alive:
         lost = sum(value is None for value in values_of(trials, finding.of[0], finding.quantity))
         count = len(trials[finding.of[0]])
@@ -117,15 +122,15 @@ def conclude(one: Experiment, record: dict[str, Any]) -> dict[str, Any]:
     return {"derived": derived, "findings": findings, "numbers": numbers}
 
 
-def shown(value: float | None, ratio: bool = False) -> str:
-    """A number for a table: four digits that count."""
+def shown(value: float | None, wanted: int = 3) -> str:
+    """A number for a table, with so many digits that count; whole numbers have all of theirs."""
     if value is None:
         return "diverged"
     if not math.isfinite(value):
         return f"{value:g}"
     if value == int(value):
         return f"{value:,.0f}".replace("-", "−")
-    digits = max(0, 3 - math.floor(math.log10(abs(value))))
+    digits = max(0, wanted - 1 - math.floor(math.log10(abs(value))))
     text = f"{value:,.{min(digits, 4)}f}" if abs(value) >= 1e-3 else f"{value:.2g}"
     return text.replace("-", "−")
 
@@ -139,20 +144,20 @@ def trial_table(record: dict[str, Any]) -> str:
         "|---|" + "---|" * len(one.columns),
     ]
     for name in record["trials"]:
-        cells = [spread(values_of(trials, name, column)) for column in one.columns]
+        cells = [spread(values_of(trials, name, column), 4 if column == BPB else 3) for column in one.columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def spread(values: list[float | None]) -> str:
-    """A mean with its range."""
+def spread(values: list[float | None], digits: int = 3) -> str:
+    """A mean with its range; a loss needs a digit more, since its differences are small."""
     numbers = [value for value in values if value is not None]
     if not numbers:
         return "diverged" if values else ""
     lost = len(values) - len(numbers)
-    text = shown(mean(numbers))
+    text = shown(mean(numbers), digits)
     if max(numbers) != min(numbers):
-        text += f" ({shown(min(numbers))} to {shown(max(numbers))})"
+        text += f" ({shown(min(numbers), digits)} to {shown(max(numbers), digits)})"
     return text + (f", {lost} of {len(values)} diverged" if lost else "")
 
 
@@ -161,13 +166,21 @@ def finding_table(record: dict[str, Any]) -> str:
     large = larger(record)
     more = " on a GPU | 95 % interval | verdict |" if large else ""
     rule = "|---|---|---|---|" + "---|---|---|" * bool(more)
-    lines = [f"| compared | effect | 95 % interval | verdict |{more}", rule]
+    lines = [f"| compared | {effect_heading(record)} | 95 % interval, paired by seed | verdict |{more}", rule]
     for count, finding in enumerate(record["findings"]):
         cells = [finding["about"], *effect(finding), finding["verdict"]]
         if large:
             cells += [*effect(large["findings"][count]), large["findings"][count]["verdict"]]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def effect_heading(record: dict[str, Any]) -> str:
+    """What the effects of a table are counted in."""
+    findings = record["findings"]
+    units = [f"{BPB} for a loss"] if any(finding.get("quantity") == BPB for finding in findings) else []
+    units += ["×: a factor"] if any(finding.get("kind") == "factor" for finding in findings) else []
+    return "effect" + (f" ({'; '.join(units)})" if units else "")
 
 
 def larger(record: dict[str, Any]) -> dict[str, Any] | None:
@@ -182,10 +195,39 @@ def effect(finding: dict[str, Any]) -> tuple[str, str]:
     """The effect and its interval, as texts."""
     if finding["mean"] is None:
         return "none", "none"
-    sign = "+" if finding["mean"] > 0 and finding.get("null") == 0 else ""
+    kind = finding.get("kind", "")
+    sign = "+" if finding["mean"] > 0 and kind == "difference" else ""
+    times = " ×" if kind == "factor" else ""
+    middle, low, high = alike([finding["mean"], finding["low"], finding["high"]], finding.get("null") or 0.0)
     if finding["low"] == finding["high"]:
-        return f"{sign}{shown(finding['mean'])}", "the same in every run"
-    return f"{sign}{shown(finding['mean'])}", f"{shown(finding['low'])} to {shown(finding['high'])}"
+        return f"{sign}{middle}{times}", "the same in every run"
+    return f"{sign}{middle}{times}", f"{low} to {high}"
+
+
+def alike(values: list[float], null: float) -> list[str]:
+    """Numbers of one row with equally many decimals: three digits of the largest, at most four decimals.
+
+    There are up to two more if otherwise one would look like `null`, which would contradict the verdict, or
+    all would look the same.
+    """
+    size = max(abs(value) for value in values)
+    if size < 1e-3:
+        return [f"{value:.2g}".replace("-", "−") for value in values]
+    if all(value == int(value) for value in values):
+        return [shown(value) for value in values]
+    first = min(4, max(0, 2 - math.floor(math.log10(size))))
+    choices = [[f"{value:,.{decimals}f}" for value in values] for decimals in range(first, first + 3)]
+    for texts in choices:
+        apart = len(set(values)) == 1 or len(set(texts)) > 1
+        clear = all(
+            value == null or float(text.replace(",", "")) != null
+            for value, text in zip(values, texts, strict=True)
+        )
+        if apart and clear:
+            break
+    else:
+        texts = choices[0]
+    return [text.replace("-", "−") for text in texts]
 
 
 def experiment_of(record: dict[str, Any]) -> Experiment:
@@ -206,8 +248,20 @@ def about_run(record: dict[str, Any]) -> str:
         else ""
     )
     where = f"{machine['device']}, torch {machine['torch']}"
-    text = f"{trained}{seeds} seeds; {where}; recorded {record['date'][:10]} by `{record['command']}`."
+    ran = f"{trained}{seeds} seeds; {where}; recorded {record['date'][:10]} by `{record['command']}`."
+    text = f"Above: {how_to_read(record)} {ran[0].upper()}{ran[1:]}"
     return textwrap.fill(text, 118, break_on_hyphens=False)
+
+
+def how_to_read(record: dict[str, Any]) -> str:
+    """What the brackets of the first table and the intervals of the second are."""
+    kinds = [finding.get("kind") for finding in record["findings"]]
+    taken = [f"{kind}s" for kind in ("difference", "factor", "value") if kind in kinds]
+    second = " and ".join((", ".join(taken[:-1]), taken[-1]) if taken[1:] else taken)
+    return (
+        "first the mean of the seeds (smallest to largest), then "
+        f"{second}, seed by seed: their mean and the 95 % interval around it."
+    )
 
 
 def tables(record: dict[str, Any]) -> dict[str, str]:
@@ -224,23 +278,24 @@ def report(record: dict[str, Any]) -> str:
 
 
 def overview_row(one: Experiment, record: dict[str, Any] | None) -> dict[str, Any]:
-    """What the page of all twelve shows of one: its first finding."""
+    """What the page of all twelve shows of one: the findings that decide about its claim."""
     row = {"name": one.name, "question": one.question, "answer": one.answer, "claim": one.claim}
     if record is None:
-        return row | {"finding": None}
-    return row | {"finding": record["findings"][0], "seeds": len(record["seeds"])}
+        return row | {"findings": []}
+    decisive = [record["findings"][count - 1] for count in one.decisive]
+    return row | {"findings": decisive, "seeds": len(record["seeds"])}
 
 
 def overview_table(rows: list[dict[str, Any]]) -> str:
-    """All twelve on one screen."""
-    lines = ["| question | claim | measured | verdict |", "|---|---|---|---|"]
+    """All twelve on one screen: a line for each decisive finding, the question at the first of them."""
+    lines = ["| question | verdict | measured | effect (95 % interval) | claimed |", "|---|---|---|---|---|"]
     for row in rows:
-        finding = row["finding"]
         question = f"[{row['question']}]({row['answer']})"
-        if finding is None:
-            lines.append(f"| {question} | {row['claim']} | | not yet run |")
-            continue
-        size, between = effect(finding)
-        measured = f"{finding['about']}: {size}" + ("" if size == "none" else f" ({between})")
-        lines.append(f"| {question} | {row['claim']} | {measured} | {finding['verdict']} |")
+        if not row["findings"]:
+            lines.append(f"| {question} | not run | | | |")
+        for count, finding in enumerate(row["findings"]):
+            size, between = effect(finding)
+            measured = size if size == "none" else f"{size} ({between})"
+            cells = ["" if count else question, finding["verdict"]]
+            lines.append(f"| {' | '.join([*cells, finding['about'], measured, finding['claimed']])} |")
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from nanochat.evidence.experiments import BOOK, BPB, EXPERIMENTS, Experiment
 from nanochat.evidence.records import read_record, record_path
@@ -52,7 +53,7 @@ def draw_effects(axes: Axes, palette: Palette, record: dict[str, Any], names: li
         axes.plot([found.mean], [row], "|", color=palette.ink, ms=13, mew=2)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.locator_params(axis="x", nbins=5)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_title("bits per byte above the book's model", loc="right")
     axes.grid(True, axis="x")
 
@@ -141,7 +142,8 @@ def draw_distances(axes: Axes, palette: Palette, record: dict[str, Any]) -> None
         y = [
             mean(value or math.nan for value in values_of(record["trials"], name, quantity)) for name in names
         ]
-        axes.plot(names, y, "o-", color=colour, ms=4, label=quantity)
+        dashed = quantity == "bf16, passes"  # it runs over the line of one batch, which has to show
+        axes.plot(names, y, "o--" if dashed else "o-", color=colour, ms=4, label=quantity)
     axes.set_yscale("log")
     axes.set_ylim(1e-17, 1)
     axes.set_title("distance over the gradient's length")
