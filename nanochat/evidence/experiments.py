@@ -142,7 +142,7 @@ ACTIVATION = Experiment(
         "relu": {"activation": "relu"},
         "GELU": {"activation": "gelu"},
         "SwiGLU, 8C/3": {"activation": "swiglu"},
-        "a tenth more steps": {"steps": 110},
+        "a tenth more steps": {"steps": 440},
     },
     findings=(
         Finding("loss with relu instead", ("relu",), "more"),
@@ -377,7 +377,7 @@ OPTIMIZERS = Experiment(
             for lr in (0.1, 0.5)
         },
         **{f"the split, Muon at {lr}": {"matrix_lr": lr} for lr in (0.01, 0.04)},
-        "a tenth more steps": {"steps": 110},
+        "a tenth more steps": {"steps": 440},
     },
     findings=(
         Finding(
@@ -426,7 +426,7 @@ RATES_AND_WIDTHS = Experiment(
             "embedding_lr": 0.2 * times,
             "unembedding_lr": 0.004 * times,
             "width_scaling": False,
-            "steps": 60,
+            "steps": 240,
         }
         for width in (48, 96, 192)
         for times in (1, 3, 9)
