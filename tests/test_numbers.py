@@ -127,6 +127,8 @@ def test_a_quotation_may_run_over_the_end_of_a_line(book: Path) -> None:
     numbers.write(book)
     new = [quote("276", "numbers/step;ms"), quote("276\nms", "numbers/step;ms")]
     assert place.read_text() == lines.format(*new)
+    chapter(book, quote("no effect\nat this scale", "verdict"))
+    assert numbers.check(book) == []
 
 
 @pytest.fixture

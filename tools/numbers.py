@@ -105,7 +105,7 @@ class Records:
 def quoted(text: str, value: Any, unit: str) -> str:
     """The text with the record's value for its number, written as the text writes it. Raises Unquotable."""
     if isinstance(value, str):
-        return value
+        return text if " ".join(text.split()) == value else value  # it may run over the end of a line
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Unquotable(f"the record has {str(value)[:60]} there, which is neither a number nor a text")
     if unit not in SCALES:
