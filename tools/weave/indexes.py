@@ -414,7 +414,15 @@ def json_lines(
         or not value
     ):
         kind = "mi" if isinstance(value, int | float) else "s2" if isinstance(value, str) else "p"
-        yield at, f'{indent}{before}<span class="{kind}">{html.escape(flat, quote=False)}</span>{after}'
+        shown = html.escape(flat, quote=False)
+        if value and isinstance(value, list):  # a number within the line can be quoted too
+            items_shown = []
+            for n, item in enumerate(value):
+                place = html.escape(path_id(f"{at}/{n}" if at else str(n)))
+                text = html.escape(json.dumps(item, ensure_ascii=False), quote=False)
+                items_shown.append(f'<span id="{place}">{text}</span>')
+            shown = f"[{', '.join(items_shown)}]"
+        yield at, f'{indent}{before}<span class="{kind}">{shown}</span>{after}'
         return
     opening, closing = "{}" if isinstance(value, dict) else "[]"
     yield at, f"{indent}{before}{opening}"
