@@ -61,9 +61,7 @@ def test_all_sides_begin_alike_and_stay_near_each_other(record):
     )
     for theirs, mine, rounded in zip(reference, book, narrow, strict=True):
         assert mine[0] == pytest.approx(theirs[0], abs=1e-6)
-        assert mine == pytest.approx(
-            theirs, abs=2e-2
-        )  # torch's Muon rounds otherwise, and threads add in another order
+        assert mine == pytest.approx(theirs, abs=2e-3)
         assert rounded == pytest.approx(theirs, abs=3e-2)
     assert reference[0] != reference[1]
 
