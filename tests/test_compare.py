@@ -54,16 +54,28 @@ def test_a_run_prints_tables_and_keeps_its_record(quick, record):
     assert str(Path.home()) not in json.dumps({**record, "command": "", "config": ""})
 
 
+def mean_distance(losses: list[float], others: list[float]) -> float:
+    """How far two trainings are apart, in nats, as a mean over the steps."""
+    return sum(abs(a - b) for a, b in zip(losses, others, strict=True)) / len(losses)
+
+
 def test_all_sides_begin_alike_and_stay_near_each_other(record):
     reference, book, narrow = (
         [run["loss"] for run in next(s for s in record["sides"] if s["key"] == key)["runs"]]
         for key in ("reference", "book-float32", "book")
     )
+    # As long as rounding is the only difference, it is small; the bounds are twice what eight seeds showed.
+    # After that AdamW, whose epsilon is 1e-10, makes whole steps of it in weights with hardly any gradient.
     for theirs, mine, rounded in zip(reference, book, narrow, strict=True):
         assert mine[0] == pytest.approx(theirs[0], abs=1e-6)
-        assert mine == pytest.approx(theirs, abs=2e-3)
-        assert rounded == pytest.approx(theirs, abs=3e-2)
-    assert reference[0] != reference[1]
+        assert mine[1:4] == pytest.approx(theirs[1:4], abs=2e-4)
+        assert rounded[0] == pytest.approx(theirs[0], abs=1e-6)
+        assert rounded[1:3] == pytest.approx(theirs[1:3], abs=4e-3)
+    # What is left afterwards is far below what other batches and weights do.
+    seeds = mean_distance(*reference)
+    for theirs, mine, rounded in zip(reference, book, narrow, strict=True):
+        assert mean_distance(mine, theirs) < seeds / 8
+        assert mean_distance(rounded, theirs) < seeds / 3
 
 
 def a_record() -> dict[str, Any]:
