@@ -16,13 +16,13 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from nanochat.common import UserError, base_dir, run_program, write_atomically
 from nanochat.download import Broken, check_sha256, fetch, open_session
-from nanochat.flags import parse_flags
+from nanochat.flags import flag, parse_flags
 
 
 @dataclass(frozen=True)
@@ -445,20 +445,11 @@ def download_fineweb(shards: int, workers: int = 4, base_url: str = FINEWEB_URL)
 class DatasetConfig:
     """The flags of `python -m nanochat.dataset`."""
 
-    shards: int | None = field(
-        default=None,
-        metadata={"short": "-n", "help": f"FineWeb-Edu: training shards, 1 to {FINEWEB_SHARDS - 1}"},
-    )
-    workers: int = field(
-        default=4, metadata={"short": "-w", "help": "FineWeb-Edu: downloads at the same time"}
-    )
-    base_url: str = field(
-        default=FINEWEB_URL, metadata={"help": "FineWeb-Edu: where the shards are, for a mirror"}
-    )
-    source: str = field(
-        default="", metadata={"name": "from", "help": "a folder of your own .txt and .md files"}
-    )
-    name: str = field(default="", metadata={"help": "what to call the corpus made --from a folder"})
+    shards: int | None = flag(None, f"FineWeb-Edu: training shards, 1 to {FINEWEB_SHARDS - 1}", short="-n")
+    workers: int = flag(4, "FineWeb-Edu: downloads at the same time", short="-w")
+    base_url: str = flag(FINEWEB_URL, "FineWeb-Edu: where the shards are, for a mirror")
+    source: str = flag("", "a folder of your own .txt and .md files", name="from")
+    name: str = flag("", "what to call the corpus made --from a folder")
 
     def __post_init__(self) -> None:
         if bool(self.source) != bool(self.name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import math
 import sys
@@ -15,6 +16,15 @@ from typing import Any, NoReturn, TypeVar
 from nanochat.common import UserError
 
 Config = TypeVar("Config")
+Value = TypeVar("Value")
+
+
+REQUIRED: Any = MISSING  # in place of a default: the flag has to be given
+
+
+def flag(default: Value, about: str, **metadata: Any) -> Value:
+    """A dataclass field that knows its own help text; `metadata` as parse_flags reads it."""
+    return dataclasses.field(default=default, metadata={"help": about, **metadata})
 
 
 def _number(text: str) -> float:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from nanochat.common import UserError
 from nanochat.dataset import parquet_files
+from nanochat.flags import flag
 from nanochat.tokenizer import DEFAULT_VOCAB_SIZE, Tokenizer, tokenizer_folder
 
 DEVICES = ("", "cuda", "mps", "cpu")
 SHUFFLE_WINDOW = 1024
-
-
-def flag(default: Any, about: str, **metadata: Any) -> Any:
-    """A dataclass field that knows its own help text."""
-    return field(default=default, metadata={"help": about, **metadata})
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,18 +28,13 @@ from nanochat.common import (
     write_atomically,
 )
 from nanochat.core_tasks import load_tasks, questions_folder
-from nanochat.flags import parse_flags
+from nanochat.flags import flag, parse_flags
 
 if TYPE_CHECKING:
     import torch
 
     from nanochat.core_eval import Report, Subject, TaskResult
     from nanochat.core_tasks import Task, TaskSet
-
-
-def flag(default: Any, about: str, **metadata: Any) -> Any:
-    """A dataclass field that knows its own help text."""
-    return field(default=default, metadata={"help": about, **metadata})
 
 
 @dataclass(frozen=True)

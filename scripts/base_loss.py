@@ -8,7 +8,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +23,12 @@ from nanochat.common import (
     run_program,
     write_atomically,
 )
-from nanochat.flags import parse_flags
+from nanochat.flags import flag, parse_flags
 
 if TYPE_CHECKING:
     import torch
 
     from scripts.base_eval import Opened
-
-
-def flag(default: Any, about: str, **metadata: Any) -> Any:
-    """A dataclass field that knows its own help text."""
-    return field(default=default, metadata={"help": about, **metadata})
 
 
 @dataclass(frozen=True)

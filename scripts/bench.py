@@ -17,12 +17,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanochat.common import UserError, pick_device, run_program, write_atomically
-from nanochat.flags import parse_flags
+from nanochat.flags import flag, parse_flags
 from nanochat.learning.gaps import gaps_explained
 from nanochat.models import choose_gpt, load_gpt
 from nanochat.turns import (
@@ -480,11 +480,6 @@ def describe(case: Case, child: Child, first: Child, yardstick: Child | None) ->
             [speed * one[limit] / s for one, s in zip(yardstick.turns, seconds, strict=True)]
         )
     return record | derived
-
-
-def flag(default: Any, about: str, **metadata: Any) -> Any:
-    """A dataclass field that knows its help text."""
-    return field(default=default, metadata={"help": about, **metadata})
 
 
 @dataclass(frozen=True)

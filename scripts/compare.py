@@ -17,12 +17,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanochat.common import UserError, peak_memory_bytes, pick_device, run_program, write_atomically
-from nanochat.flags import parse_flags
+from nanochat.flags import flag, parse_flags
 from nanochat.models import choose_gpt, load_gpt
 from nanochat.turns import (
     Child,
@@ -73,11 +73,6 @@ SIDES = (
         whole=False,
     ),
 )
-
-
-def flag(default: Any, about: str, **metadata: Any) -> Any:
-    """A dataclass field that knows its help text."""
-    return field(default=default, metadata={"help": about, **metadata})
 
 
 @dataclass(frozen=True)

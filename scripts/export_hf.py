@@ -8,12 +8,12 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanochat.common import UserError, run_program, write_atomically
-from nanochat.flags import parse_flags
+from nanochat.flags import REQUIRED, flag, parse_flags
 from nanochat.turns import describe_machine
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ LABEL = """A small GPT of nanochat's architecture: run {run}, step {step}. It ne
 class ExportConfig:
     """The flags of scripts.export_hf."""
 
-    out: str = field(metadata={"help": "the folder to create; it must not exist"})
-    run: str = field(default="latest", metadata={"help": "the run's tag, such as d4"})
-    check: bool = field(default=False, metadata={"help": "then compare with transformers on validation text"})
-    record: str = field(default="", metadata={"help": "with --check: write its numbers to this JSON file"})
+    out: str = flag(REQUIRED, "the folder to create; it must not exist")
+    run: str = flag("latest", "the run's tag, such as d4")
+    check: bool = flag(False, "then compare with transformers on validation text")
+    record: str = flag("", "with --check: write its numbers to this JSON file")
 
 
 def write_folder(out: Path, files: dict[str, bytes | str]) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanochat.common import UserError, run_program
-from nanochat.flags import parse_flags
+from nanochat.flags import REQUIRED, flag, parse_flags
 
 if TYPE_CHECKING:
     import torch
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class ImportConfig:
     """The flags of scripts.import_hf."""
 
-    folder: str = field(metadata={"help": "the folder to read: config.json, safetensors, tokenizer.json"})
-    model_tag: str = field(default="", metadata={"help": "the new run's tag (without: the folder's name)"})
+    folder: str = flag(REQUIRED, "the folder to read: config.json, safetensors, tokenizer.json")
+    model_tag: str = flag("", "the new run's tag (without: the folder's name)")
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from nanochat.common import UserError, print0, run_program
 from nanochat.dataset import corpus_folder, documents, parquet_files, prepare_sotu
-from nanochat.flags import parse_flags
+from nanochat.flags import flag, parse_flags
 from nanochat.models import choose_gpt
 from nanochat.run_log import read_metrics
 from nanochat.tokenizer import Tokenizer, tokenizer_folder
@@ -84,11 +84,11 @@ CUDA_FINEWEB = Preset(
 class QuickConfig:
     """The flags of scripts.quickstart."""
 
-    seconds: float = field(default=268.0, metadata={"help": "how long all of it may take"})
-    gpt: str = field(default="book", metadata={"help": "whose model: book, mine, reference, or a file"})
-    data: str = field(default="", metadata={"help": "corpus (without: sotu; on CUDA fineweb, if there)"})
-    device_type: str = field(default="", metadata={"help": "cuda, mps or cpu (without: what there is)"})
-    prepare_only: bool = field(default=False, metadata={"help": "prepare corpus and tokenizer, then stop"})
+    seconds: float = flag(268.0, "how long all of it may take")
+    gpt: str = flag("book", "whose model: book, mine, reference, or a file")
+    data: str = flag("", "corpus (without: sotu; on CUDA fineweb, if there)")
+    device_type: str = flag("", "cuda, mps or cpu (without: what there is)")
+    prepare_only: bool = flag(False, "prepare corpus and tokenizer, then stop")
 
     def __post_init__(self) -> None:
         if self.seconds < 20:

@@ -7,11 +7,11 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nanochat.common import UserError, pick_device, run_program
-from nanochat.flags import parse_flags
+from nanochat.flags import flag, parse_flags
 
 if TYPE_CHECKING:
     import torch
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 class SampleConfig:
     """The flags of scripts.sample."""
 
-    run: str = field(default="latest", metadata={"help": "the run's tag, such as d4"})
-    gpt: str = field(default="", metadata={"help": "whose model computes (without: the one that trained)"})
-    prompt: str = field(default="", metadata={"help": "text to continue (without: begin a document)"})
-    max_tokens: int = field(default=256, metadata={"help": "tokens to add at most"})
-    temperature: float = field(default=0.8, metadata={"help": "0 takes the likeliest token, 1 samples as is"})
-    top_k: int = field(default=50, metadata={"help": "sample among the k likeliest; 0: among all"})
-    num_samples: int = field(default=1, metadata={"help": "how many continuations"})
-    seed: int = field(default=42, metadata={"help": "sample i uses seed + i"})
-    device_type: str = field(default="", metadata={"help": "cuda, mps or cpu (without: the first there is)"})
+    run: str = flag("latest", "the run's tag, such as d4")
+    gpt: str = flag("", "whose model computes (without: the one that trained)")
+    prompt: str = flag("", "text to continue (without: begin a document)")
+    max_tokens: int = flag(256, "tokens to add at most")
+    temperature: float = flag(0.8, "0 takes the likeliest token, 1 samples as is")
+    top_k: int = flag(50, "sample among the k likeliest; 0: among all")
+    num_samples: int = flag(1, "how many continuations")
+    seed: int = flag(42, "sample i uses seed + i")
+    device_type: str = flag("", "cuda, mps or cpu (without: the first there is)")
 
     def __post_init__(self) -> None:
         for name, least in (("max_tokens", 1), ("num_samples", 1), ("top_k", 0), ("temperature", 0)):

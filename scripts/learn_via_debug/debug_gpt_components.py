@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanochat.common import UserError, run_program, write_atomically
-from nanochat.flags import parse_flags
+from nanochat.flags import flag, parse_flags
 from nanochat.learning.gaps import gaps_explained
 from nanochat.models import choose_gpt, load_gpt
 
@@ -33,16 +33,16 @@ EXCERPT = (  # George Washington, first annual message, 8 January 1790
 class WalkConfig:
     """The flags of debug_gpt_components."""
 
-    run: str = field(default="", metadata={"help": "walk through this trained run, such as d4 or latest"})
-    gpt: str = field(default="book", metadata={"help": "whose model: book, mine, reference, or a file"})
-    against: str = field(default="", metadata={"help": "compare with this model; name what differs first"})
-    tolerance: float = field(default=1e-5, metadata={"help": "what counts as equal, of the largest number"})
-    statistics: bool = field(default=False, metadata={"help": "mean, deviation and largest of each tensor"})
-    text: str = field(default="", metadata={"help": "the text to read"})
-    depth: int = field(default=2, metadata={"help": "blocks of the random model"})
-    length: int = field(default=32, metadata={"help": "tokens to read"})
-    seed: int = field(default=42, metadata={"help": "of the random weights"})
-    out: str = field(default="build/debug_gpt_components.md", metadata={"help": "the Markdown file"})
+    run: str = flag("", "walk through this trained run, such as d4 or latest")
+    gpt: str = flag("book", "whose model: book, mine, reference, or a file")
+    against: str = flag("", "compare with this model; name what differs first")
+    tolerance: float = flag(1e-5, "what counts as equal, of the largest number")
+    statistics: bool = flag(False, "mean, deviation and largest of each tensor")
+    text: str = flag("", "the text to read")
+    depth: int = flag(2, "blocks of the random model")
+    length: int = flag(32, "tokens to read")
+    seed: int = flag(42, "of the random weights")
+    out: str = flag("build/debug_gpt_components.md", "the Markdown file")
 
     def __post_init__(self) -> None:
         for name, least in (("depth", 1), ("length", 2)):
