@@ -38,33 +38,45 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class EvalConfig:
-    """The flags of scripts.base_eval."""
+class ModelChoice:
+    """Which model to ask, on what device, and where the answers go: flags of more than one program."""
 
     run: str = flag("latest", "the run's tag, such as d4")
     gpt: str = flag("", "whose model computes (without: the one that trained)")
     hf_path: str = flag("", "instead of a run: a folder that transformers can load")
-    bundle: str = flag("", "PATH of a bundle, 'download', or 'package' (without: what is here or can be had)")
-    tasks: str = flag("", "names of tasks, with commas between them (without: all)")
-    max_per_task: int = flag(-1, "items of each task; -1: all")
-    items: str = flag("", "a new file for the result of each item, as lines of JSON")
+    max_seq_len: int = flag(0, "T, tokens in a sequence (0: what the model was trained for)")
     out: str = flag("", "folder for the results (without: the run's)")
     record: str = flag("", "a file to write the JSON to as well")
-    max_seq_len: int = flag(0, "longest prompt in tokens (0: what the model was trained for)")
-    batch_tokens: int = flag(0, "tokens in one forward pass (0: as memory suggests)")
     device_type: str = flag("", "cuda, mps or cpu (without: the first there is)")
     dtype: str = flag("auto", "format of matrix products", choices=("auto", "bfloat16", "float32"))
-    prepare_only: bool = flag(False, "stop when the questions are here")
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything is loaded."""
         if self.hf_path and (self.gpt or self.run != "latest"):
             raise UserError("--hf_path names a model of its own: leave out --run and --gpt")
-        for name in ("max_seq_len", "batch_tokens"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name}={getattr(self, name)}: must not be negative")
+        if self.max_seq_len < 0:
+            raise UserError(f"--max_seq_len={self.max_seq_len}: must not be negative")
         if self.max_seq_len == 1:
             raise UserError("--max_seq_len=1: a token and one before it to predict it from are 2")
+
+
+@dataclass(frozen=True)
+class EvalConfig(ModelChoice):
+    """The flags of scripts.base_eval."""
+
+    max_seq_len: int = flag(0, "longest prompt in tokens (0: what the model was trained for)")
+    bundle: str = flag("", "PATH of a bundle, 'download', or 'package' (without: what is here or can be had)")
+    tasks: str = flag("", "names of tasks, with commas between them (without: all)")
+    max_per_task: int = flag(-1, "items of each task; -1: all")
+    items: str = flag("", "a new file for the result of each item, as lines of JSON")
+    batch_tokens: int = flag(0, "tokens in one forward pass (0: as memory suggests)")
+    prepare_only: bool = flag(False, "stop when the questions are here")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work before anything is loaded."""
+        super().__post_init__()
+        if self.batch_tokens < 0:
+            raise UserError(f"--batch_tokens={self.batch_tokens}: must not be negative")
         if self.max_per_task == 0 or self.max_per_task < -1:
             raise UserError(f"--max_per_task={self.max_per_task}: at least 1, or -1 for all")
         if self.items and Path(self.items).exists():
@@ -100,20 +112,20 @@ def with_autocast(
     return logits
 
 
-def open_run(config: EvalConfig, device: torch.device) -> Opened:
+def open_run(choice: ModelChoice, device: torch.device) -> Opened:
     """The newest checkpoint of a run. Raises UserError if it is not there, or does not fit."""
     from nanochat.core_eval import Subject
     from scripts.sample import load_trained
 
-    model, tokenizer, checkpoint = load_trained(config.run, device, config.gpt)
-    dtype = autocast_dtype(device, config.dtype)
+    model, tokenizer, checkpoint = load_trained(choice.run, device, choice.gpt)
+    dtype = autocast_dtype(device, choice.dtype)
     if dtype is None:
         model.float()
     shape, progress = model.config, checkpoint.meta.get("progress", {})
     about = {
         "run": checkpoint.folder.name,
         "step": checkpoint.step,
-        "gpt": config.gpt or checkpoint.meta.get("gpt", {"name": "book"})["name"],
+        "gpt": choice.gpt or checkpoint.meta.get("gpt", {"name": "book"})["name"],
         "config": asdict(shape),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "data": checkpoint.meta.get("config", {}).get("data", ""),
@@ -127,7 +139,7 @@ def open_run(config: EvalConfig, device: torch.device) -> Opened:
     subject = Subject(
         with_autocast(model, device, dtype),
         encode,
-        config.max_seq_len or shape.sequence_len,
+        choice.max_seq_len or shape.sequence_len,
         shape.vocab_size,
         device,
     )
@@ -135,11 +147,11 @@ def open_run(config: EvalConfig, device: torch.device) -> Opened:
     return Opened(subject, model, tokenizer, about, checkpoint.folder, stem)
 
 
-def open_hf(config: EvalConfig, device: torch.device) -> Opened:
+def open_hf(choice: ModelChoice, device: torch.device) -> Opened:
     """A model that transformers can load, from a folder. Raises UserError if it is not whole or too new."""
-    folder = Path(config.hf_path).expanduser()
+    folder = Path(choice.hf_path).expanduser()
     if not (folder / "config.json").is_file():
-        raise UserError(f"--hf_path={config.hf_path}: there is no config.json, so this is no model's folder")
+        raise UserError(f"--hf_path={choice.hf_path}: there is no config.json, so this is no model's folder")
     try:
         import transformers
     except ImportError:
@@ -157,7 +169,7 @@ def open_hf(config: EvalConfig, device: torch.device) -> Opened:
         except Exception as error:  # whatever a foreign folder provokes in a foreign library
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"--hf_path={config.hf_path}: transformers {transformers.__version__} cannot load the {what} "
+                f"--hf_path={choice.hf_path}: transformers {transformers.__version__} cannot load the {what} "
                 f"({type(error).__name__}: {reason})"
             ) from error
 
@@ -168,19 +180,19 @@ def open_hf(config: EvalConfig, device: torch.device) -> Opened:
     missing = sorted(loading["missing_keys"])
     if missing:
         raise UserError(
-            f"--hf_path={config.hf_path}: the weights are those of another architecture than config.json's: "
+            f"--hf_path={choice.hf_path}: the weights are those of another architecture than config.json's: "
             f"{len(missing)} tensors are missing, {missing[0]} among them"
         )
     vocab_size = int(model.config.get_text_config().vocab_size)
     if len(tokenizer) > vocab_size:
         raise UserError(
-            f"--hf_path={config.hf_path}: the tokenizer has {len(tokenizer):,} tokens, the model "
+            f"--hf_path={choice.hf_path}: the tokenizer has {len(tokenizer):,} tokens, the model "
             f"{vocab_size:,}: they do not belong together"
         )
-    context = config.max_seq_len or getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = choice.max_seq_len or getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is None:
         raise UserError(
-            f"--hf_path={config.hf_path}: config.json does not say how long a text may be: "
+            f"--hf_path={choice.hf_path}: config.json does not say how long a text may be: "
             "give --max_seq_len=TOKENS"
         )
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
@@ -189,7 +201,7 @@ def open_hf(config: EvalConfig, device: torch.device) -> Opened:
     def encode(texts: list[str]) -> list[list[int]]:
         return [before + row for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
-    dtype = autocast_dtype(device, config.dtype)
+    dtype = autocast_dtype(device, choice.dtype)
     model.to(device).eval()
     about = {
         "hf_path": folder.resolve().name,
@@ -201,6 +213,11 @@ def open_hf(config: EvalConfig, device: torch.device) -> Opened:
     subject = Subject(logits, encode, int(context), vocab_size, device)
     results = questions_folder() / "results" / folder.resolve().name
     return Opened(subject, model, tokenizer, about, results, "core")
+
+
+def open_model(choice: ModelChoice, device: torch.device) -> Opened:
+    """The model that the flags name. Raises UserError as the two functions above do."""
+    return open_hf(choice, device) if choice.hf_path else open_run(choice, device)
 
 
 def watch_task(ranks: Ranks) -> Callable[[Task, int], Callable[[int], object]]:
@@ -343,7 +360,7 @@ def main() -> None:
     device = pick_device(config.device_type, ranks)
     opened = None
     if not config.prepare_only:  # a model that is not there should be missed before a download, not after
-        opened = open_hf(config, device) if config.hf_path else open_run(config, device)
+        opened = open_model(config, device)
     tasks = questions_for_all(config.bundle, config.task_names(), ranks)
     print0(f"{tasks.title}, from {tasks.source}: {', '.join(task.name for task in tasks.tasks)}")
     if opened is None:

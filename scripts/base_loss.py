@@ -24,40 +24,30 @@ from nanochat.common import (
     write_atomically,
 )
 from nanochat.flags import flag, parse_flags
+from scripts.base_eval import ModelChoice, Opened, free_name, open_model, with_autocast
 
 if TYPE_CHECKING:
     import torch
 
-    from scripts.base_eval import Opened
-
 
 @dataclass(frozen=True)
-class LossConfig:
+class LossConfig(ModelChoice):
     """The flags of scripts.base_loss."""
 
-    run: str = flag("latest", "the run's tag, such as d4")
-    gpt: str = flag("", "whose model computes (without: the one that trained)")
-    hf_path: str = flag("", "instead of a run: a folder that transformers can load")
     data: str = flag("", "name of the corpus (without: the run's)")
     eval_tokens: int = flag(2**19, "tokens of each split, at most; -1: as the validation text has")
     device_batch_size: int = flag(16, "sequences in one pass")
-    max_seq_len: int = flag(0, "T, tokens in a sequence (0: what the model was trained for)")
     max_tokens: int = flag(48, "tokens to add to each prompt; 0: write nothing")
     temperature: float = flag(0.8, "0 takes the likeliest token, 1 samples as is")
-    out: str = flag("", "folder for the result (without: the run's)")
-    record: str = flag("", "a file to write the JSON to as well")
-    device_type: str = flag("", "cuda, mps or cpu (without: the first there is)")
-    dtype: str = flag("auto", "format of matrix products", choices=("auto", "bfloat16", "float32"))
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything is loaded."""
-        if self.hf_path and (self.gpt or self.run != "latest"):
-            raise UserError("--hf_path names a model of its own: leave out --run and --gpt")
+        super().__post_init__()
         if self.eval_tokens == 0 or self.eval_tokens < -1:
             raise UserError(f"--eval_tokens={self.eval_tokens}: at least 1, or -1 for all there are")
         if self.device_batch_size < 1:
             raise UserError(f"--device_batch_size={self.device_batch_size}: must be at least 1")
-        for name in ("max_seq_len", "max_tokens", "temperature"):
+        for name in ("max_tokens", "temperature"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name}={getattr(self, name)}: must not be negative")
 
@@ -110,8 +100,6 @@ class ForeignTokenizer:
 def losses_of(opened: Opened, foreign: bool, dtype: torch.dtype | None) -> Callable[..., torch.Tensor]:
     """A function as evaluate_bpb wants it: inputs and targets (B, T) to the loss of each target, (B·T,)."""
     import torch.nn.functional as F
-
-    from scripts.base_eval import with_autocast
 
     def theirs(inputs: torch.Tensor, targets: torch.Tensor, loss_reduction: str) -> torch.Tensor:
         logits = opened.subject.logits(inputs).flatten(0, 1).float()
@@ -205,16 +193,8 @@ def main() -> None:
     ranks = init_ranks(config.device_type)
     device = pick_device(config.device_type, ranks)
     from nanochat.turns import describe_machine
-    from scripts.base_eval import EvalConfig, free_name, open_hf, open_run
 
-    wanted = EvalConfig(
-        run=config.run,
-        gpt=config.gpt,
-        hf_path=config.hf_path,
-        max_seq_len=config.max_seq_len,
-        dtype=config.dtype,
-    )
-    opened = open_hf(wanted, device) if config.hf_path else open_run(wanted, device)
+    opened = open_model(config, device)
     tokenizer = opened.tokenizer
     if config.hf_path:
         tokenizer = ForeignTokenizer(tokenizer, opened.subject.vocab_size, config.hf_path)

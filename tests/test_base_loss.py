@@ -133,6 +133,7 @@ def test_tokens_that_are_not_spelt_in_bytes() -> None:
         (["--device_batch_size=0"], "must be at least 1"),
         (["--temperature=-1"], "must not be negative"),
         (["--hf_path=x", "--run=told"], "leave out --run and --gpt"),
+        (["--max_seq_len=1"], "--max_seq_len=1: a token and one before it"),
         (["--run=tolld"], "no run 'tolld'"),
         (["--data=nothing"], "there is no corpus 'nothing'"),
         (["--hf_path=nowhere"], "there is no config.json"),

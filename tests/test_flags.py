@@ -147,6 +147,22 @@ def test_a_field_knows_its_help_text() -> None:
     assert Example.depth == 20
 
 
+def test_inherited_fields_are_flags_too(capsys: pytest.CaptureFixture[str]) -> None:
+    @dataclass(frozen=True)
+    class Heir(Example):
+        more: int = flag(1, "of its own")
+        depth: int = flag(3, "layers of the heir", short="-n")
+
+    got = parse_flags(Heir, ["--more=2", "--matrix-lr=1", "--from=x"], "p", "d")
+    assert got == Heir(more=2, matrix_lr=1.0, source="x")
+    assert got.depth == 3
+    with pytest.raises(SystemExit):
+        parse_flags(Heir, ["--help"], "p", "d")
+    text = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "--depth INT layers of the heir (default: 3) --matrix_lr" in text  # where it was declared first
+    assert "100%" not in text
+
+
 def test_a_type_that_cannot_be_a_flag_is_the_programmers_mistake() -> None:
     @dataclass(frozen=True)
     class Wrong:

@@ -218,8 +218,16 @@ def find_class(sources: Sources, module: str, name: str) -> tuple[str, ast.Class
 def flags_of(sources: Sources, module: str, name: str) -> tuple[str, list[Flag]]:
     """Where the flags of a program are written, and what they are."""
     home, found = find_class(sources, module, name)
+    return sources.link(home, found.lineno), list(flags_by_field(sources, home, found).values())
+
+
+def flags_by_field(sources: Sources, home: str, found: ast.ClassDef) -> dict[str, Flag]:
+    """The flags of a class by field, inherited ones first; one declared again keeps its place."""
+    flags: dict[str, Flag] = {}
+    for base in found.bases:
+        flags |= flags_by_field(sources, *find_class(sources, home, ast.unparse(base)))
     constants = Constants(sources, home)
-    text, flags, group = sources.texts[home], [], ""
+    text, group = sources.texts[home], ""
     above = found.lineno
     for node in found.body:
         comments = [line.strip() for line in text[above : node.lineno - 1] if line.strip().startswith("# ")]
@@ -233,16 +241,14 @@ def flags_of(sources: Sources, module: str, name: str) -> tuple[str, list[Flag]]
         choices = metadata.get("choices", choices)
         names = [f"--{metadata.get('name', node.target.id)}"]
         names = [metadata["short"], *names] if "short" in metadata else names
-        flags.append(
-            Flag(
-                tuple(names),
-                ", ".join(str(choice) for choice in choices if choice != "") if choices else kind,
-                REQUIRED if given is None else shown(given, constants),
-                str(metadata.get("help", "")),
-                group,
-            )
+        flags[node.target.id] = Flag(
+            tuple(names),
+            ", ".join(str(choice) for choice in choices if choice != "") if choices else kind,
+            REQUIRED if given is None else shown(given, constants),
+            str(metadata.get("help", "")),
+            group,
         )
-    return sources.link(home, found.lineno), flags
+    return flags
 
 
 def field_of(value: ast.expr | None, constants: Constants) -> tuple[ast.expr | None, dict[str, Any]]:
