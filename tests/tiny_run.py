@@ -15,6 +15,7 @@ import pytest
 from nanochat.dataset import prepare_folder
 from nanochat.tokenizer import Tokenizer, tokenizer_folder
 from nanochat.train_config import TrainConfig
+from tests.core_questions import WORDS
 
 VOCAB_SIZE = 300
 
@@ -22,23 +23,7 @@ VOCAB_SIZE = 300
 def make_base(folder: Path) -> None:
     """Put the corpus `tiny` and its tokenizer into `folder`, which $NANOCHAT_BASE_DIR must already name."""
     rng = random.Random(0)
-    words = [
-        "the",
-        "state",
-        "of",
-        "union",
-        "is",
-        "people",
-        "we",
-        "must",
-        "year",
-        "government",
-        "war",
-        "peace",
-        "law",
-        "money",
-        "house",
-    ]
+    words = [*WORDS, "money", "house"]
     texts = [" ".join(rng.choices(words, k=300)) + ".\n" for _ in range(40)]
     source = folder / "texts"
     source.mkdir(parents=True)
