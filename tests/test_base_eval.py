@@ -16,11 +16,11 @@ import torch
 
 from nanochat import core_tasks
 from nanochat.checkpoint_manager import save_checkpoint
-from nanochat.common import run_program
 from nanochat.normans_gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
 from scripts import base_eval, export_hf
 from tests.core_questions import WORDS, make_bundle
+from tests.programs import run_main
 
 SHAPE = {"sequence_len": 48, "vocab_size": 300, "n_layer": 1, "n_head": 2, "n_kv_head": 1, "n_embd": 32}
 
@@ -55,15 +55,7 @@ def make_run(base: Path, tag: str, tokenizer: Tokenizer, **meta: Any) -> Path:
 
 def evaluate(*flags: str) -> int:
     """Run the script's main in this process; returns the exit status."""
-    before = sys.argv
-    sys.argv = ["base_eval", "--device_type=cpu", "--dtype=float32", *flags]
-    try:
-        run_program(base_eval.main)
-    except SystemExit as end:
-        return int(end.code or 0)
-    finally:
-        sys.argv = before
-    return 0
+    return run_main(base_eval.main, "--device_type=cpu", "--dtype=float32", *flags)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> str:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nanochat.common import run_program
 from nanochat.dataset import documents
 from nanochat.tokenizer import Tokenizer
 from scripts import base_loss, export_hf
 from scripts.base_train import train
+from tests.programs import run_main
 from tests.tiny_run import own_base, tiny_config
 
 
@@ -28,15 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 def measure(*flags: str) -> int:
     """Run the script's main in this process; returns the exit status."""
-    before = sys.argv
-    sys.argv = ["base_loss", "--device_type=cpu", "--dtype=float32", *flags]
-    try:
-        run_program(base_loss.main)
-    except SystemExit as end:
-        return int(end.code or 0)
-    finally:
-        sys.argv = before
-    return 0
+    return run_main(base_loss.main, "--device_type=cpu", "--dtype=float32", *flags)
 
 
 def record(path: Path) -> Any:

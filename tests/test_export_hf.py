@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from nanochat.checkpoint_manager import load_checkpoint, save_checkpoint
-from nanochat.common import UserError, run_program
+from nanochat.common import UserError
 from nanochat.hf_format import all_merges, describe_tokenizer
 from nanochat.normans_gpt import GPT, GPTConfig
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 from scripts import export_hf, import_hf
 from scripts.sample import load_model
+from tests.programs import run_main
 
 transformers = pytest.importorskip("transformers", minversion="5")
 
@@ -37,15 +38,7 @@ SHAPE = {
 
 def run(module: Any, *flags: str) -> int:
     """Run a script's main in this process; returns the exit status."""
-    before = sys.argv
-    sys.argv = ["program", *flags]
-    try:
-        run_program(module.main)
-    except SystemExit as end:
-        return int(end.code or 0)
-    finally:
-        sys.argv = before
-    return 0
+    return run_main(module.main, *flags)
 
 
 @pytest.fixture(scope="module")

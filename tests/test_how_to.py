@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from nanochat import flags
-from nanochat.common import run_program
+from tests.programs import run_main
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*(ROOT / "lit" / "how-to").glob("*.md"), *(ROOT / "lit").glob("*.md"), ROOT / "README.md"])
@@ -86,15 +86,7 @@ EVERY = [command for page in PAGES for command in commands(page)]
 
 def run(module: str, *arguments: str) -> int:
     """Run a program's main in this process; returns the exit status."""
-    before = sys.argv
-    sys.argv = ["program", *arguments]
-    try:
-        run_program(importlib.import_module(module).main)
-    except SystemExit as end:
-        return int(end.code or 0)
-    finally:
-        sys.argv = before
-    return 0
+    return run_main(importlib.import_module(module).main, *arguments)
 
 
 def test_there_are_commands_to_check() -> None:
