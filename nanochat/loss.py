@@ -9,18 +9,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-SMALLEST_CHUNK = 2**24  # logits: 67 MB in float32
+SMALLEST_CHUNK = 2**26  # bytes of raw logits
 MOST_CHUNKS = 8
 
 
-def rows_per_chunk(n_rows: int, vocab_size: int) -> int:
-    """Positions whose logits are held together: 2^24 logits' worth, or an eighth of all if that is more."""
-    return max(1, SMALLEST_CHUNK // vocab_size, -(-n_rows // MOST_CHUNKS))
+def rows_per_chunk(n_rows: int, vocab_size: int, itemsize: int) -> int:
+    """Positions whose logits are held together: 2^26 bytes' worth, or an eighth of all if that is more.
+
+    itemsize is the size of one raw logit in bytes.
+    """
+    return max(1, SMALLEST_CHUNK // (vocab_size * itemsize), -(-n_rows // MOST_CHUNKS))
 
 
 def cut(x: Tensor, targets: Tensor, vocab_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows of x (R, C) with their targets (R,), a chunk at a time; views, not copies."""
-    rows = rows_per_chunk(x.size(0), vocab_size)
+    rows = rows_per_chunk(x.size(0), vocab_size, x.itemsize)
     return zip(torch.split(x, rows), torch.split(targets, rows), strict=True)
 
 
@@ -35,11 +38,11 @@ def chunk_nll(x: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Ten
     return F.cross_entropy(logits, targets, ignore_index=-1, reduction="none")
 
 
-def chunk_loss_and_dlogits(logits: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
-    """Summed loss of one chunk (a wide scalar) and its gradient by the raw logits (R, V), in their dtype."""
+def differentiate_chunk(logits: Tensor, targets: Tensor, softcap: float) -> Tensor:
+    """Summed loss of one chunk, a wide scalar; the raw logits (R, V) are overwritten by its gradient by them."""
     asked = (targets != -1).unsqueeze(-1)
     target = targets.unsqueeze(-1).masked_fill(~asked, 0)  # any index will do where nothing is asked
-    squashed = torch.tanh(widen(logits) / softcap)
+    squashed = (widen(logits) / softcap).tanh_()
     capped = softcap * squashed
     reached = capped.gather(-1, target)
     top = capped.amax(dim=-1, keepdim=True)
@@ -48,17 +51,18 @@ def chunk_loss_and_dlogits(logits: Tensor, targets: Tensor, softcap: float) -> t
     loss = ((top + total.log() - reached) * asked).sum()
     is_target = torch.arange(logits.size(-1), device=logits.device) == target
     dlogits = weights.div_(total).add_(is_target, alpha=-1)
-    dlogits.mul_(1 - squashed.square_()).mul_(asked)
-    return loss, dlogits.to(logits.dtype)
+    slope = squashed.square_().neg_().add_(1)
+    logits.copy_(dlogits.mul_(slope).mul_(asked))
+    return loss
 
 
-_kernel = chunk_loss_and_dlogits
+_kernel = differentiate_chunk
 
 
 def compile_kernel() -> None:
     """Fuse the kernel's passes over the logits into few, for every later loss of this process."""
     global _kernel
-    _kernel = torch.compile(chunk_loss_and_dlogits, dynamic=False, options={"cpp.use_decompose_tanh": True})
+    _kernel = torch.compile(differentiate_chunk, dynamic=False, options={"cpp.use_decompose_tanh": True})
 
 
 def score(x: Tensor, weight: Tensor, targets: Tensor, softcap: float, dtype: torch.dtype) -> Tensor:
@@ -81,13 +85,15 @@ class _SummedLoss(torch.autograd.Function):
         narrow_weight = weight.to(dtype)
         losses: list[Tensor] = []
         dx: list[Tensor] = []
-        dweight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        dweight: Tensor | None = None
         for x_chunk, targets_chunk in cut(x.to(dtype), targets, weight.size(0)):
-            loss, dlogits = _kernel(x_chunk @ narrow_weight.t(), targets_chunk, softcap)
-            losses.append(loss)
-            dx.append((dlogits @ narrow_weight).to(x.dtype))
-            dweight += dlogits.t() @ x_chunk
-            del dlogits  # or it would live on beside the next chunk's logits
+            logits = x_chunk @ narrow_weight.t()
+            losses.append(_kernel(logits, targets_chunk, softcap))  # from here on, logits is their gradient
+            dx.append((logits @ narrow_weight).to(x.dtype))
+            part = logits.t() @ x_chunk
+            del logits  # or they would live on beside the next chunk's
+            dweight = widen(part) if dweight is None else dweight.add_(part)
+        assert dweight is not None  # even no rows are one chunk
         ctx.save_for_backward(torch.cat(dx), dweight.to(weight.dtype))
         return torch.stack(losses).sum()
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanochat.loss import rows_per_chunk
+from nanochat.loss import SMALLEST_CHUNK, rows_per_chunk
 from nanochat.normans_gpt import GPT, SOFTCAP, GPTConfig
 
 LIT = Path(__file__).resolve().parents[1] / "lit"
@@ -232,13 +232,14 @@ def test_chapter_35_bytes() -> None:
     says(35, f"four times $R V$ numbers: {4 * 4 * logits / 1e6:.0f} MB")
     copy = 4 * 32 * 2048 * V
     says(35, f"{copy / 1e9:.1f} GB for each copy and {4 * copy / 1e9:.0f} GB at the peak")
-    rows = rows_per_chunk(32 * 2048, V)
-    says(35, f"{rows:,} rows, {4 * rows * V / 1e9:.1f} GB, an eighth")
-    says(35, f"67 MB in fp32: less is not worth the trouble. That is {rows_per_chunk(512, V)} rows")
-    says(35, f"{rows_per_chunk(1, 4096):,} rows at $V = 4096$")
-    assert pytest.approx(67, abs=0.2) == 4 * 2**24 / 1e6
-    assert pytest.approx(67, abs=0.2) == 4 * V * 256 / 1e6
-    assert 32 * 2048 * V / 2**24 == 256
+    rows = rows_per_chunk(32 * 2048, V, 4)
+    says(35, f"{rows:,} rows, {4 * rows * V / 1e9:.1f} GB in fp32, an eighth")
+    says(35, f"{SMALLEST_CHUNK / 1e6:.0f} MB: less is not worth the trouble", "$2^{26}$ bytes of raw logits")
+    says(35, f"that is {rows_per_chunk(512, V, 4)} rows in fp32 and {rows_per_chunk(512, V, 2)} in bf16")
+    says(35, f"at $V = 4096$ it is {rows_per_chunk(1, 4096, 4):,} rows and more")
+    assert SMALLEST_CHUNK == 2**26
+    assert 32 * 2048 * V * 4 / SMALLEST_CHUNK == 256
+    says(35, "would make 256 chunks of it")
 
 
 def test_chapter_35_arithmetic_and_rounding() -> None:

@@ -46,7 +46,7 @@ def value_and_gradients(loss: Tensor, x: Tensor, weight: Tensor) -> list[Tensor]
 def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Chunks of one row, of some rows and a rest, of exactly all rows, of more than all."""
     rows: int = request.param
-    monkeypatch.setattr(loss_module, "rows_per_chunk", lambda n_rows, vocab_size: rows)
+    monkeypatch.setattr(loss_module, "rows_per_chunk", lambda n_rows, vocab_size, itemsize: rows)
     return rows
 
 
@@ -72,7 +72,7 @@ def test_float32_agrees_with_float64(reduction: str) -> None:
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_gradients_are_the_slopes_of_the_loss(reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "rows_per_chunk", lambda n_rows, vocab_size: 2)
+    monkeypatch.setattr(loss_module, "rows_per_chunk", lambda n_rows, vocab_size, itemsize: 2)
     x, weight, targets = problem()
     x, weight = (t[:5, :3].detach().requires_grad_() for t in (x, weight))
     targets = torch.tensor([4, -1, 0, 2, 2])
@@ -188,7 +188,7 @@ def test_autocast_narrows_the_products_and_nothing_else(reduction: str) -> None:
 
 def test_gradients_of_many_chunks_are_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """One row a chunk, all alike: summed in bf16 the weight's gradient would stop growing after 256 rows."""
-    monkeypatch.setattr(loss_module, "rows_per_chunk", lambda n_rows, vocab_size: 1)
+    monkeypatch.setattr(loss_module, "rows_per_chunk", lambda n_rows, vocab_size, itemsize: 1)
     x = torch.ones(300, 2, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.zeros(4, 2, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -207,12 +207,13 @@ def test_a_mean_over_bf16_rows_is_scaled_without_rounding_the_scale() -> None:
     assert torch.equal(x.grad, exact.expand(510, 1))
 
 
-def test_the_chunk_is_two_to_the_24_logits_or_an_eighth() -> None:
-    assert rows_per_chunk(512, 65536) == 256
-    assert rows_per_chunk(8192, 65536) == 1024
-    assert rows_per_chunk(8193, 65536) == 1025
-    assert rows_per_chunk(1, 4096) == 4096
-    assert rows_per_chunk(3, 2**30) == 1
+def test_the_chunk_is_two_to_the_26_bytes_or_an_eighth() -> None:
+    assert rows_per_chunk(512, 65536, itemsize=4) == 256
+    assert rows_per_chunk(512, 65536, itemsize=2) == 512
+    assert rows_per_chunk(8192, 65536, itemsize=2) == rows_per_chunk(8192, 65536, itemsize=4) == 1024
+    assert rows_per_chunk(8193, 65536, itemsize=4) == 1025
+    assert rows_per_chunk(1, 4096, itemsize=4) == 4096
+    assert rows_per_chunk(3, 2**30, itemsize=4) == 1
 
 
 class Watch(TorchDispatchMode):
@@ -254,7 +255,7 @@ def test_only_a_chunk_of_logits_ever_exists(
     reduction: str, autocast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n, vocab = 512, 1024
-    monkeypatch.setattr(loss_module, "SMALLEST_CHUNK", 16 * vocab)  # smaller than an eighth: 64 rows count
+    monkeypatch.setattr(loss_module, "SMALLEST_CHUNK", 16 * vocab)  # less than an eighth, so that 64 rows count
 
     def ours(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
@@ -265,7 +266,10 @@ def test_only_a_chunk_of_logits_ever_exists(
     naive = watch(lambda x, w, t: all_at_once(x, w, t, CAP, reduction).sum(), n, vocab)
     assert naive.largest == n * vocab
     assert naive.peak == pytest.approx(4 * 4 * n * vocab, rel=0.02)  # four copies, as the chapter counts
-    assert seen.peak < naive.peak / 6
+    small = 4 * (n * 8 + vocab * 8) * 4  # what a few copies of x, the weight and their gradients take
+    chunk = 4 * 64 * vocab
+    copies = 3.25 if reduction != "none" else 4.25  # where a checkpoint lets PyTorch differentiate one chunk
+    assert seen.peak < copies * chunk + small
 
 
 def test_evaluation_holds_one_chunk_too() -> None:
@@ -276,11 +280,11 @@ def test_evaluation_holds_one_chunk_too() -> None:
 
 
 def test_the_compiled_kernel_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "_kernel", loss_module.chunk_loss_and_dlogits)  # to be undone
+    monkeypatch.setattr(loss_module, "_kernel", loss_module.differentiate_chunk)  # to be undone
     x, weight, targets = problem(torch.float32)
     plain = value_and_gradients(softcapped_cross_entropy(x, weight, targets, CAP), x, weight)
     loss_module.compile_kernel()
-    assert loss_module._kernel is not loss_module.chunk_loss_and_dlogits
+    assert loss_module._kernel is not loss_module.differentiate_chunk
     fused = value_and_gradients(softcapped_cross_entropy(x, weight, targets, CAP), x, weight)
     for a, b in zip(plain, fused, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
