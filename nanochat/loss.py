@@ -39,7 +39,7 @@ def chunk_nll(x: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Ten
 
 
 def differentiate_chunk(logits: Tensor, targets: Tensor, softcap: float) -> Tensor:
-    """Summed loss of one chunk, a wide scalar; the raw logits (R, V) are overwritten by its gradient by them."""
+    """Summed loss of one chunk, a wide scalar; its gradient by the raw logits (R, V) takes their place."""
     asked = (targets != -1).unsqueeze(-1)
     target = targets.unsqueeze(-1).masked_fill(~asked, 0)  # any index will do where nothing is asked
     squashed = (widen(logits) / softcap).tanh_()

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import itertools
 import math
+import os
 import shlex
 import signal
 import sys
@@ -241,8 +242,13 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def keep_freed_memory() -> None:
-    """Tell glibc's malloc to reuse large blocks instead of giving them back; without glibc, do nothing."""
+def prepare_memory(device: torch.device, reuse: bool = True) -> None:
+    """On a CPU: large tensors on large pages, and freed ones reused. Call before the first tensor is made."""
+    if device.type != "cpu":
+        return
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by PyTorch at its first large allocation
+    if not reuse:
+        return
     try:
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
@@ -543,8 +549,7 @@ def training_run(config: TrainConfig, tokenizer: Tokenizer, ranks: Ranks, signal
     place = Workplace(ranks, device, dtype, signals)
     torch.manual_seed(config.seed)
     torch.set_float32_matmul_precision("high")
-    if device.type == "cpu":
-        keep_freed_memory()
+    prepare_memory(device)
     shape = model_shape(config, tokenizer.vocab_size)
     whose = choose_gpt(config.gpt).record()
     chosen = load_gpt(config.gpt)

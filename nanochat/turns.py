@@ -42,15 +42,14 @@ def serve(connection: Connection, prepare: Preparation, device_type: str) -> Non
         connection.send(NO_MEMORY if "OutOfMemory" in kind else f"{kind}: {lines[0] if lines else ''}")
 
 
-def set_up_as_training_does(device: torch.device) -> None:
-    """Make the settings that training makes."""
+def set_up_as_training_does(device: torch.device, reuse: bool = True) -> None:
+    """Make the settings that training makes, or all but the reuse of freed memory."""
     import torch
 
-    from nanochat.training import keep_freed_memory
+    from nanochat.training import prepare_memory
 
     torch.set_float32_matmul_precision("high")
-    if device.type == "cpu":
-        keep_freed_memory()
+    prepare_memory(device, reuse)
 
 
 def forget_peak(device: torch.device) -> None:

@@ -360,6 +360,9 @@ def main() -> None:
     device = pick_device(config.device_type, ranks)
     opened = None
     if not config.prepare_only:  # a model that is not there should be missed before a download, not after
+        from nanochat.training import prepare_memory
+
+        prepare_memory(device)
         opened = open_model(config, device)
     tasks = questions_for_all(config.bundle, config.task_names(), ranks)
     print0(f"{tasks.title}, from {tasks.source}: {', '.join(task.name for task in tasks.tasks)}")
@@ -367,10 +370,7 @@ def main() -> None:
         leave_ranks()
         return
     from nanochat.core_eval import evaluate_core
-    from nanochat.training import keep_freed_memory
 
-    if device.type == "cpu":
-        keep_freed_memory()
     began = time.perf_counter()
     report = evaluate_core(
         opened.subject,

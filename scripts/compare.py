@@ -55,6 +55,7 @@ class Side:
     dtype: str = "float32"
     compiled: bool = False
     settings: bool = True  # those that the training program makes for its process
+    reuse: bool = True  # of freed memory, the one setting that costs some
     whole: bool = True  # with all seeds and steps; otherwise FEW_STEPS of the first, for speed and memory
 
 
@@ -63,6 +64,9 @@ SIDES = (
     Side("book", "book, as it trains", "book", "bfloat16", compiled=True),
     Side("book-float32", "book, float32, eager", "book"),
     Side("book-compiled", "book, float32, compiled", "book", compiled=True, whole=False),
+    Side(
+        "book-returning", "book, freed memory given back", "book", "bfloat16", True, reuse=False, whole=False
+    ),
     Side("reference-settings", "reference, our settings", "reference", whole=False),
     Side(
         "reference-bfloat16",
@@ -227,7 +231,7 @@ def measure_tables(shape: dict[str, int]) -> dict[str, float]:
 def prepare_side(side: Side, plan: Plan, device: torch.device) -> Work:
     """What the process of a side does before its turns; a turn is one call of a method of Trainer."""
     if side.settings:
-        set_up_as_training_does(device)
+        set_up_as_training_does(device, side.reuse)
     trainer = Trainer(side, plan, device)
     facts = {"parameters": sum(p.numel() for p in trainer.model.parameters())}
     return facts, lambda order, *rest: {"order": order, **getattr(trainer, order)(*rest)}

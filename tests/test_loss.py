@@ -255,7 +255,9 @@ def test_only_a_chunk_of_logits_ever_exists(
     reduction: str, autocast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n, vocab = 512, 1024
-    monkeypatch.setattr(loss_module, "SMALLEST_CHUNK", 16 * vocab)  # less than an eighth, so that 64 rows count
+    monkeypatch.setattr(
+        loss_module, "SMALLEST_CHUNK", 16 * vocab
+    )  # less than an eighth, so that 64 rows count
 
     def ours(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
