@@ -38,8 +38,8 @@ def chunk_nll(x: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Ten
     return F.cross_entropy(logits, targets, ignore_index=-1, reduction="none")
 
 
-def differentiate_chunk(logits: Tensor, targets: Tensor, softcap: float) -> Tensor:
-    """Summed loss of one chunk, a wide scalar; its gradient by the raw logits (R, V) takes their place."""
+def differentiate_tile(logits: Tensor, targets: Tensor, softcap: float) -> Tensor:
+    """Summed loss of these rows, a wide scalar; its gradient by the raw logits (R, V) takes their place."""
     asked = (targets != -1).unsqueeze(-1)
     target = targets.unsqueeze(-1).masked_fill(~asked, 0)  # any index will do where nothing is asked
     squashed = (widen(logits) / softcap).tanh_()
@@ -56,13 +56,29 @@ def differentiate_chunk(logits: Tensor, targets: Tensor, softcap: float) -> Tens
     return loss
 
 
-_kernel = differentiate_chunk
+_kernel = differentiate_tile
 
 
 def compile_kernel() -> None:
     """Fuse the kernel's passes over the logits into few, for every later loss of this process."""
     global _kernel
-    _kernel = torch.compile(differentiate_chunk, dynamic=False, options={"cpp.use_decompose_tanh": True})
+    _kernel = torch.compile(differentiate_tile, dynamic=False, options={"cpp.use_decompose_tanh": True})
+
+
+SMALLEST_TILE = 2**24  # logits: 67 MB in float32
+MOST_TILES = 16
+
+
+def rows_per_tile(chunk_rows: int, vocab_size: int) -> int:
+    """Positions differentiated together: 2^24 logits' worth, or a sixteenth of the chunk if that is more."""
+    return max(1, SMALLEST_TILE // vocab_size, -(-chunk_rows // MOST_TILES))
+
+
+def differentiate(logits: Tensor, targets: Tensor, softcap: float) -> list[Tensor]:
+    """The summed losses of a chunk's tiles; its raw logits (R, V) become their gradient."""
+    rows = rows_per_tile(*logits.shape)
+    tiles = zip(torch.split(logits, rows), torch.split(targets, rows), strict=True)
+    return [_kernel(tile, tile_targets, softcap) for tile, tile_targets in tiles]
 
 
 def score(x: Tensor, weight: Tensor, targets: Tensor, softcap: float, dtype: torch.dtype) -> Tensor:
@@ -88,7 +104,7 @@ class _SummedLoss(torch.autograd.Function):
         dweight: Tensor | None = None
         for x_chunk, targets_chunk in cut(x.to(dtype), targets, weight.size(0)):
             logits = x_chunk @ narrow_weight.t()
-            losses.append(_kernel(logits, targets_chunk, softcap))  # from here on, logits is their gradient
+            losses += differentiate(logits, targets_chunk, softcap)  # from here on, logits is their gradient
             dx.append((logits @ narrow_weight).to(x.dtype))
             part = logits.t() @ x_chunk
             del logits  # or they would live on beside the next chunk's

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
@@ -255,6 +255,13 @@ def prepare_memory(device: torch.device, reuse: bool = True) -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the top of the heap stays
     except (AttributeError, OSError, TypeError):
         return
+
+
+def release_memory(device: torch.device) -> None:
+    """On a CPU, give back what is free now but was kept for reuse; without glibc, do nothing."""
+    if device.type == "cpu":
+        with suppress(AttributeError, OSError, TypeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 COMPILING_PAYS_AFTER = 120.0  # seconds of training on a CPU
@@ -687,6 +694,9 @@ def training_run(config: TrainConfig, tokenizer: Tokenizer, ranks: Ranks, signal
                 saved_at = progress.step
             if last:
                 break
+            changes = first_step + 1, progress.evaluated_at, progress.sampled_at, progress.core_at, saved_at
+            if progress.step in changes:
+                release_memory(device)
             step_began = time.perf_counter()
             with watched() if progress.step == first_step else nullcontext():
                 loss = accumulate_gradients(model, batches, passes, place.autocast)

@@ -282,9 +282,11 @@ class Trainer:
         """One optimizer step: its seconds, its loss, and the peak of memory since the second step."""
         import torch
 
-        from nanochat.training import accumulate_gradients, muon_momentum, synchronize
+        from nanochat.training import accumulate_gradients, muon_momentum, release_memory, synchronize
 
         if number == 1:  # what the first step compiles and allocates is not the peak of training
+            if self.side.settings:
+                release_memory(self.device)
             forget_peak(self.device)
         batch = iter([as_tensors(self.batches[number], self.device)])
         synchronize(self.device)

@@ -831,3 +831,47 @@ def test_large_tensors_are_cheap_to_allocate(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
     faults, large = look("return")
     assert (faults >= pages or unasked, large) == (True, "False"), "what a person sets holds"
+
+
+RELEASED = """
+import torch
+from nanochat.training import prepare_memory, release_memory
+prepare_memory(torch.device("cpu"))
+def held():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) // 1024 for line in status if line.startswith("VmRSS"))
+began = held()
+kept = []
+for _ in range(4):
+    large = torch.ones(2**24)
+    kept.append(torch.ones(2**10))  # so that what is freed is a gap, and not the top of the heap
+    kept.append(large)
+del large
+kept = kept[::2]
+print(held() - began)
+release_memory(torch.device("cpu"))
+print(held() - began)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at Linux's /proc")
+def test_freed_memory_is_kept_until_it_is_released() -> None:
+    command = [sys.executable, "-c", RELEASED]
+    before, after = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert int(before) > 4 * 64 - 16, "MiB"
+    assert int(after) < 32
+
+
+def test_memory_is_released_after_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    really = training.accumulate_gradients
+
+    def accumulate(*args: Any) -> Any:
+        events.append("step")
+        return really(*args)
+
+    monkeypatch.setattr(training, "accumulate_gradients", accumulate)
+    monkeypatch.setattr(training, "release_memory", lambda device: events.append("release"))
+    train(tiny_config(num_iterations=9, eval_every=4, save_every=6, sample_every=-1, model_tag="released"))
+    steps = [events[:place].count("step") for place, event in enumerate(events) if event == "release"]
+    assert steps == [0, 1, 4, 6, 8], "after the first evaluation, the first step, an evaluation, a checkpoint"

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanochat.loss import SMALLEST_CHUNK, rows_per_chunk
+from nanochat.loss import MOST_TILES, SMALLEST_CHUNK, SMALLEST_TILE, rows_per_chunk, rows_per_tile
 from nanochat.normans_gpt import GPT, SOFTCAP, GPTConfig
 
 LIT = Path(__file__).resolve().parents[1] / "lit"
@@ -240,6 +240,11 @@ def test_chapter_35_bytes() -> None:
     assert SMALLEST_CHUNK == 2**26
     assert 32 * 2048 * V * 4 / SMALLEST_CHUNK == 256
     says(35, "would make 256 chunks of it")
+    held = rows + 2.25 * rows_per_tile(rows, V)
+    says(35, f"is {4 * 32 * 2048 / held:.0f} times lower at the end")
+    assert MOST_TILES == 16
+    assert pytest.approx(1 / 7, abs=0.003) == 2.25 / MOST_TILES
+    assert SMALLEST_TILE * 4 == SMALLEST_CHUNK
 
 
 def test_chapter_35_arithmetic_and_rounding() -> None:

@@ -13,7 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanochat import loss as loss_module
-from nanochat.loss import rows_per_chunk, softcapped_cross_entropy
+from nanochat.loss import rows_per_chunk, rows_per_tile, softcapped_cross_entropy
 
 CAP = 15.0
 N, C, V = 23, 6, 41
@@ -216,6 +216,22 @@ def test_the_chunk_is_two_to_the_26_bytes_or_an_eighth() -> None:
     assert rows_per_chunk(3, 2**30, itemsize=4) == 1
 
 
+def test_the_tile_is_two_to_the_24_logits_or_a_sixteenth() -> None:
+    assert rows_per_tile(512, 65536) == 256
+    assert rows_per_tile(8192, 65536) == 512
+    assert rows_per_tile(8193, 65536) == 513
+    assert rows_per_tile(3, 2**30) == 1
+
+
+@pytest.mark.parametrize("tile", [1, 2, 3, 100])
+def test_tiles_do_not_change_the_numbers(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, targets = problem(torch.float64)
+    whole = value_and_gradients(softcapped_cross_entropy(x, weight, targets, CAP), x, weight)
+    monkeypatch.setattr(loss_module, "rows_per_tile", lambda chunk_rows, vocab_size: tile)
+    tiled = value_and_gradients(softcapped_cross_entropy(x, weight, targets, CAP), x, weight)
+    torch.testing.assert_close(tiled, whole)
+
+
 class Watch(TorchDispatchMode):
     """Record the largest tensor any operation makes, and the most bytes that live at one time."""
 
@@ -255,6 +271,7 @@ def test_only_a_chunk_of_logits_ever_exists(
     reduction: str, autocast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n, vocab = 512, 1024
+    monkeypatch.setattr(loss_module, "SMALLEST_TILE", vocab)  # so that there are 16 tiles of 4 rows
     monkeypatch.setattr(
         loss_module, "SMALLEST_CHUNK", 16 * vocab
     )  # less than an eighth, so that 64 rows count
@@ -270,7 +287,7 @@ def test_only_a_chunk_of_logits_ever_exists(
     assert naive.peak == pytest.approx(4 * 4 * n * vocab, rel=0.02)  # four copies, as the chapter counts
     small = 4 * (n * 8 + vocab * 8) * 4  # what a few copies of x, the weight and their gradients take
     chunk = 4 * 64 * vocab
-    copies = 3.25 if reduction != "none" else 4.25  # where a checkpoint lets PyTorch differentiate one chunk
+    copies = 1 + 2.25 / 16 if reduction != "none" else 4.25  # a checkpoint differentiates a whole chunk
     assert seen.peak < copies * chunk + small
 
 
@@ -282,11 +299,11 @@ def test_evaluation_holds_one_chunk_too() -> None:
 
 
 def test_the_compiled_kernel_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "_kernel", loss_module.differentiate_chunk)  # to be undone
+    monkeypatch.setattr(loss_module, "_kernel", loss_module.differentiate_tile)  # to be undone
     x, weight, targets = problem(torch.float32)
     plain = value_and_gradients(softcapped_cross_entropy(x, weight, targets, CAP), x, weight)
     loss_module.compile_kernel()
-    assert loss_module._kernel is not loss_module.differentiate_chunk
+    assert loss_module._kernel is not loss_module.differentiate_tile
     fused = value_and_gradients(softcapped_cross_entropy(x, weight, targets, CAP), x, weight)
     for a, b in zip(plain, fused, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
