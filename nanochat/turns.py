@@ -62,6 +62,19 @@ def forget_peak(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+def held_memory_bytes(device: torch.device) -> int:
+    """What is held now: by tensors on CUDA, elsewhere by the process; 0 where the system does not tell."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
 class Child:
     """The parent's side of one process."""
 

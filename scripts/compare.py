@@ -29,6 +29,7 @@ from nanochat.turns import (
     Work,
     describe_machine,
     forget_peak,
+    held_memory_bytes,
     number,
     say,
     set_up_as_training_does,
@@ -279,7 +280,7 @@ class Trainer:
         return {"weights": checksum.hexdigest()}
 
     def step(self, number: int) -> dict[str, Any]:
-        """One optimizer step: its seconds, its loss, and the peak of memory since the second step."""
+        """One optimizer step: seconds, loss, peak of memory since the second step, memory held after it."""
         import torch
 
         from nanochat.training import accumulate_gradients, muon_momentum, release_memory, synchronize
@@ -301,7 +302,8 @@ class Trainer:
         self.model.zero_grad(set_to_none=True)
         synchronize(self.device)
         seconds = time.perf_counter() - began
-        return {"seconds": seconds, "loss": loss.item(), "peak": peak_memory_bytes(self.device)}
+        peak, held = peak_memory_bytes(self.device), held_memory_bytes(self.device)
+        return {"seconds": seconds, "loss": loss.item(), "peak": peak, "held": held}
 
     def evaluate(self, batches: list[Any], token_bytes: list[int]) -> dict[str, Any]:
         """Bits per byte on the given batches."""
@@ -429,6 +431,7 @@ def gather(seed: int, turns: list[dict[str, Any]]) -> dict[str, Any]:
     run: dict[str, Any] = {"seed": seed}
     run |= {key: [step[key] for step in steps] for key in ("loss", "seconds")}
     run["peak"] = max((step["peak"] for step in steps[1:]), default=0)
+    run["held"] = min((step["held"] for step in steps[1:]), default=0)
     for turn in turns:
         if turn["order"] in ("evaluate", "core"):
             run |= {key: value for key, value in turn.items() if key != "order"}
@@ -482,6 +485,8 @@ def numbers(record: dict[str, Any]) -> dict[str, float]:
         found |= {f"speed-{key}-low": ratios["low"], f"speed-{key}-high": ratios["high"]}
         found[f"peak-{key}"] = side["runs"][0]["peak"]  # later ones hold what an evaluation left behind
         found[f"memory-{key}"] = side["runs"][0]["peak"] / max(1, first["runs"][0]["peak"])
+        found[f"held-{key}"] = side["runs"][0]["held"]
+        found[f"least-memory-{key}"] = side["runs"][0]["held"] / max(1, first["runs"][0]["peak"])
         gaps = [abs(b - a) for one, run in pairs for a, b in zip(one["loss"], run["loss"], strict=False)]
         found[f"gap-{key}"] = max(gaps)
         if side["whole"]:

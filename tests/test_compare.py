@@ -46,7 +46,7 @@ def test_a_run_prints_tables_and_keeps_its_record(quick, record):
         assert [run["seed"] for run in side["runs"]] == [1, 2]
         for one in side["runs"]:
             assert len(one["loss"]) == len(one["seconds"]) == 6
-            assert one["peak"] > 50e6
+            assert one["peak"] >= one["held"] > 50e6
             assert 1 < one["bpb"] < 10
     assert record["numbers"]["logits-float32-most"] <= 1e-5
     assert 1e-5 < record["numbers"]["logits-bfloat16"] < 5e-3
@@ -88,6 +88,7 @@ def a_record() -> dict[str, Any]:
                 "loss": [5.0, 4.0, 3.0, 2.0, 1.5 + seed + shift, 1.0 + seed + shift],
                 "seconds": [9.0, 9.0, 9.0, seconds, 2 * seconds, 3 * seconds],
                 "peak": peak,
+                "held": peak / 4,
                 "bpb": 2.0 + seed + shift,
             }
             for seed in (1, 2)
@@ -105,6 +106,8 @@ def test_numbers_follow_from_the_repetitions():
     assert n["step-book"] == pytest.approx(0.2)
     assert n["speed-book"] == pytest.approx(3)
     assert n["memory-book"] == 0.5
+    assert n["held-book"] == 0.25e9
+    assert n["least-memory-book"] == 0.125
     assert n["gap-book"] == n["gap-book-last"] == n["bpb-gap-book"] == 0.25
     assert n["range-reference"] == n["bpb-range-reference"] == 1
     assert n["loss-reference"] == 2.5
