@@ -66,7 +66,13 @@ SIDES = (
     Side("book-float32", "book, float32, eager", "book"),
     Side("book-compiled", "book, float32, compiled", "book", compiled=True, whole=False),
     Side(
-        "book-returning", "book, freed memory given back", "book", "bfloat16", True, reuse=False, whole=False
+        "book-returning",
+        "book, freed memory given back",
+        "book",
+        "bfloat16",
+        compiled=True,
+        reuse=False,
+        whole=False,
     ),
     Side("reference-settings", "reference, our settings", "reference", whole=False),
     Side(
