@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import mmap
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from nanochat.common import UserError
 from nanochat.loss import SMALLEST_TILE
+from nanochat.turns import held_memory_bytes
 from scripts import compare
 
 pytest.importorskip("transformers", reason="the reference is in the transformers library")
@@ -77,6 +79,19 @@ def test_all_sides_begin_alike_and_stay_near_each_other(record):
     for theirs, mine, rounded in zip(reference, book, narrow, strict=True):
         assert mean_distance(mine, theirs) < seeds / 8
         assert mean_distance(rounded, theirs) < seeds / 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells on Linux")
+def test_what_is_held_falls_when_memory_goes():
+    device, size = torch.device("cpu"), 2**26
+    before = held_memory_bytes(device)
+    with mmap.mmap(-1, size) as block:  # not malloc's: whether that gives back is a setting of the process
+        for _ in range(64):
+            block.write(b"1" * (size // 64))
+        during = held_memory_bytes(device)
+    after = held_memory_bytes(device)
+    assert during - before > 0.9 * size
+    assert during - after > 0.9 * size
 
 
 def a_record() -> dict[str, Any]:
