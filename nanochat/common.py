@@ -189,33 +189,6 @@ def pick_device(device_type: str = "", ranks: Ranks | None = None) -> torch.devi
     return device
 
 
-def autocast_dtype(device: torch.device, choice: str = "auto") -> torch.dtype | None:
-    """The format for matrix products under torch.autocast, or None for plain float32.
-
-    `choice`: "auto" takes bfloat16 where the hardware multiplies it; "bfloat16" and "float32" insist.
-    Raises UserError for another choice.
-    """
-    import torch
-
-    if choice not in ("auto", "bfloat16", "float32"):
-        raise UserError(f"--dtype is {choice!r}; it can be auto, bfloat16 or float32")
-    if choice == "auto":
-        choice = "bfloat16" if _multiplies_bfloat16(device) else "float32"
-    return torch.bfloat16 if choice == "bfloat16" else None
-
-
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware of `device` has instructions for bfloat16 products that PyTorch uses."""
-    import torch
-
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        abilities = torch.cpu.get_capabilities()
-        return any(abilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return False
-
-
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory used so far, in bytes; 0 where the system does not tell.
 

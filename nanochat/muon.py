@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanochat.machine import fastest_format
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's choice: small singular values grow fast
 
 
-def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(g: Tensor, steps: int = 5, dtype: torch.dtype | None = None) -> Tensor:
     """Push all singular values of each matrix of g (K, rows, columns) towards 1, keeping their vectors.
 
-    Returns bfloat16 of g's shape.
+    Returns g's shape in `dtype`, in which it computes; without one, in the machine's fastest format.
     """
     a, b, c = NEWTON_SCHULZ
-    x: Tensor = g.bfloat16()
+    x: Tensor = g.to(dtype or fastest_format(g.device))
     tall = x.size(-2) > x.size(-1)
     if tall:
         x = x.mT  # for the smaller Gram matrix
@@ -27,7 +29,7 @@ def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b·gram + c·gram²
-        x = torch.baddbmm(x, polynomial, x, beta=a)  # a·x + polynomial·x, rounded to bfloat16 once
+        x = torch.baddbmm(x, polynomial, x, beta=a)  # a·x + polynomial·x, rounded once
     return x.mT if tall else x
 
 
@@ -41,9 +43,14 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         nesterov: bool = True,
         ns_steps: int = 5,
+        ns_dtype: torch.dtype | None = None,
     ) -> None:
-        """Raises ValueError for a parameter that is not a matrix."""
+        """ns_dtype is the format of orthogonalizing, without one the machine's fastest.
+
+        Raises ValueError for a parameter that is not a matrix.
+        """
         super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps})
+        self.ns_dtype = ns_dtype  # no part of the state: a run may go on where the other format is fast
         for group in self.param_groups:
             for p in group["params"]:
                 if p.ndim != 2:
@@ -66,7 +73,8 @@ class Muon(torch.optim.Optimizer):
             for (rows, columns), matrices in by_shape.items():
                 directions = torch.stack([self._momentum(p, group) for p in matrices])
                 rate = group["lr"] * max(1.0, rows / columns) ** 0.5
-                for p, update in zip(matrices, orthogonalize(directions, group["ns_steps"]), strict=True):
+                updates = orthogonalize(directions, group["ns_steps"], self.ns_dtype)
+                for p, update in zip(matrices, updates, strict=True):
                     p.add_(update.to(p.dtype), alpha=-rate)
         return loss
 

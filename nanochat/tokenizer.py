@@ -6,7 +6,6 @@ import base64
 import binascii
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, overload
 import tiktoken
 
 from nanochat.common import UserError, base_dir, write_atomically
+from nanochat.machine import own_cores
 
 if TYPE_CHECKING:
     import torch
@@ -196,7 +196,7 @@ class Tokenizer:
         if len(texts) == 1 or any(map(_has_endless_blanks, texts)):
             rows = [self._encode_tamed(one) for one in texts]
         else:
-            threads = num_threads or min(8, os.cpu_count() or 1)
+            threads = num_threads or min(8, own_cores())
             rows = self._encoding.encode_ordinary_batch(texts, num_threads=threads)
         if prepend is not None:
             first = prepend if isinstance(prepend, int) else self.special(prepend)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
 import math
 import os
 import shlex
@@ -33,7 +32,6 @@ from nanochat.checkpoint_manager import (
 from nanochat.common import (
     Ranks,
     UserError,
-    autocast_dtype,
     average_gradients,
     init_ranks,
     leave_ranks,
@@ -48,6 +46,7 @@ from nanochat.dataloader import TokenLoader
 from nanochat.engine import Engine
 from nanochat.loss import compile_kernel
 from nanochat.loss_eval import evaluate_bpb
+from nanochat.machine import autocast_dtype, peak_flops, this_machine
 from nanochat.models import choose_gpt, load_gpt
 from nanochat.normans_gpt import GPT
 from nanochat.run_log import RunLog, plot_metrics
@@ -194,52 +193,6 @@ def mean_over_ranks(loss: torch.Tensor, ranks: Ranks) -> float:
         torch.distributed.all_reduce(loss)
         loss = loss / ranks.world_size
     return float(loss)
-
-
-# Dense bf16 with fp32 accumulation, FLOP/s, from NVIDIA's datasheets; the first name that fits decides.
-BF16_PEAKS = (
-    ("H200", 989e12),
-    ("H100 NVL", 835e12),
-    ("H100 PCIe", 756e12),
-    ("H100", 989e12),
-    ("A100", 312e12),
-    ("L40S", 362e12),
-    ("RTX 4090", 165.2e12),
-    ("RTX 3090", 71e12),
-)
-
-
-def peak_flops(device: torch.device, dtype: torch.dtype | None) -> tuple[float, str]:
-    """The most FLOP/s of this device in products of `dtype` (None: float32), and where that is from."""
-    if device.type == "cuda" and dtype is torch.bfloat16:
-        name = torch.cuda.get_device_name(device)
-        for part, peak in BF16_PEAKS:
-            if all(word in name for word in part.split()):
-                return peak, "datasheet"
-    return measured_matmul_rate(device, dtype or torch.float32), "measured"
-
-
-def measured_matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
-    """The best rate, in FLOP/s, of a square matrix product repeated for a fifth of a second."""
-    rng = torch.Generator().manual_seed(0)  # its own: a measurement must not move the run's random numbers
-    a = torch.randn(size, size, generator=rng).to(device, dtype)
-    best, began = math.inf, time.perf_counter()
-    for trial in itertools.count():
-        start = time.perf_counter()
-        torch.mm(a, a)
-        synchronize(device)
-        best = min(best, time.perf_counter() - start)
-        if trial and time.perf_counter() - began > 0.2:
-            return 2 * size**3 / best
-    raise AssertionError
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has finished what it was given; a CPU always has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def prepare_memory(device: torch.device, reuse: bool = True) -> None:
@@ -630,6 +583,7 @@ def training_run(config: TrainConfig, tokenizer: Tokenizer, ranks: Ranks, signal
         f" {config.device_batch_size} x {config.max_seq_len}"
         + (f" on each of {ranks.world_size} processes" if ranks.world_size > 1 else "")
     )
+    say(f"machine: {this_machine(device).line()}")
     number_format = str(dtype or torch.float32).removeprefix("torch.")
     say(
         f"device: {device}, {number_format}, {'compiled' if compiled else 'not compiled'};"

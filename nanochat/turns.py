@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import multiprocessing
-import os
 import platform
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanochat.common import peak_memory_bytes, pick_device
+from nanochat.machine import peak_flops, this_machine
 
 if TYPE_CHECKING:
     import torch
@@ -137,25 +138,19 @@ def describe_machine(device_type: str) -> dict[str, Any]:
     """What the numbers were measured on and with."""
     import torch
 
-    from nanochat.training import peak_flops
-
-    processor = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((line.split(": ")[1] for line in lines if line.startswith("model name")), processor)
+    device = pick_device(device_type)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
     for package in ("tiktoken", "pyarrow"):
         versions[package] = importlib.metadata.version(package)
-    datasheet = peak_flops(pick_device(device_type), torch.bfloat16) if device_type == "cuda" else (0.0, "")
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
+    datasheet = peak_flops(device, torch.bfloat16) if device.type == "cuda" else (0.0, "")
+    code = ""
+    with contextlib.suppress(OSError):  # a downloaded archive may meet a machine without git
+        git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
+        code = git.stdout.strip()
     return {
-        "device": torch.cuda.get_device_name() if device_type == "cuda" else processor,
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}",
+        **asdict(this_machine(device)),
         "versions": versions,
-        "code": git.stdout.strip(),
+        "code": code,
         "datasheet_flops": datasheet[0] if datasheet[1] == "datasheet" else 0.0,
     }
 

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from nanochat.common import (
     Ranks,
     UserError,
-    autocast_dtype,
     init_ranks,
     leave_ranks,
     pick_device,
@@ -29,6 +28,7 @@ from nanochat.common import (
 )
 from nanochat.core_tasks import load_tasks, questions_folder
 from nanochat.flags import flag, parse_flags
+from nanochat.machine import autocast_dtype
 
 if TYPE_CHECKING:
     import torch

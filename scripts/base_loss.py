@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from nanochat.common import (
     Ranks,
     UserError,
-    autocast_dtype,
     init_ranks,
     leave_ranks,
     pick_device,
@@ -24,6 +23,7 @@ from nanochat.common import (
     write_atomically,
 )
 from nanochat.flags import flag, parse_flags
+from nanochat.machine import autocast_dtype
 from scripts.base_eval import ModelChoice, Opened, free_name, open_model, with_autocast
 
 if TYPE_CHECKING:

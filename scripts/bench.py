@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from nanochat.common import UserError, pick_device, run_program, write_atomically
 from nanochat.flags import flag, parse_flags
 from nanochat.learning.gaps import gaps_explained
+from nanochat.machine import Machine, measure_rates, own_cores, this_machine
 from nanochat.models import choose_gpt, load_gpt
 from nanochat.turns import (
     NO_MEMORY,
@@ -125,7 +126,7 @@ def cases_for(device_type: str, quick: bool) -> list[Case]:
 def all_cases(steps: Size, loss: Size, compiling: Size, decoding: Size) -> list[Case]:
     """The groups that exist on every device, at the given sizes."""
     ways = [(loss_way, compiled) for compiled in ("", "blocks") for loss_way in ("all at once", "in chunks")]
-    threads = sorted({1, 2, min(8, os.cpu_count() or 1)})
+    threads = sorted({1, 2, min(8, own_cores())})
     text = replace(small(), vocab_size=VOCAB_SIZE)
     return [
         *both_ways("steps", steps, "float32"),
@@ -491,8 +492,9 @@ class BenchConfig:
     repeats: int = flag(0, "repetitions of each case (0: 9, with --quick 2)")
     quick: bool = flag(False, "tiny sizes and no compiler, only to see that it works")
     gpt: str = flag("book", "whose model: book, mine, reference, or the path of a .py file")
-    out: str = flag("", "file for the record (without: results/bench-DEVICE.json for a full run, else none)")
+    out: str = flag("", "file for the record (without: results/bench-KIND.json for a full run, else none)")
     show: str = flag("", "print the tables of an earlier record; measure nothing")
+    machine: bool = flag(False, "print what this machine can do and how fast it is; measure nothing else")
 
     def __post_init__(self) -> None:
         """Refuse unknown groups and negative counts."""
@@ -523,12 +525,12 @@ class BenchConfig:
         given = {name: value for name, value in asdict(self).items() if value != getattr(BenchConfig, name)}
         return [f"--{name}={str(value).lower() if value is True else value}" for name, value in given.items()]
 
-    def target(self, device_type: str) -> Path | None:
-        """Where the record goes, if anywhere."""
+    def target(self, machine: Machine) -> Path | None:
+        """Where the record goes, if anywhere: one file for each kind of machine, a played one apart."""
         if self.out:
             return Path(self.out)
         whole = self.gpt == "book" and not (self.cases or self.quick)
-        return Path("results") / f"bench-{device_type}.json" if whole else None
+        return Path("results") / f"bench-{machine.kind}.json" if whole else None
 
 
 def measure(config: BenchConfig) -> dict[str, Any]:
@@ -709,10 +711,14 @@ def main() -> None:
     if config.show:
         print(tables(read_record(Path(config.show))), end="")
         return
+    device = pick_device(config.device_type)
+    if config.machine:
+        print(machine_page(device), end="")
+        return
     choose_gpt(config.gpt)
     record = measure(config)
     print(tables(record), end="")
-    if target := config.target(pick_device(config.device_type).type):
+    if target := config.target(this_machine(device)):
         write_atomically(target, json.dumps(record, indent=1) + "\n")
         say(f"recorded in {target}")
     failed = [case for cases in record["groups"].values() for case in cases if case["failed"]]
@@ -720,6 +726,20 @@ def main() -> None:
         say(f"failed: {case['group']}, {case['name']}: {case['failed']}")
     if any(case["failed"] != NO_MEMORY for case in failed):
         sys.exit(1)
+
+
+def machine_page(device: torch.device) -> str:
+    """What this machine can do, and its measured rates, a line each."""
+    machine, rates = this_machine(device), measure_rates(device)
+    emulated = "" if machine.bfloat16 else " (emulated)"
+    facts = {
+        "kind": machine.kind,
+        **{name.replace("bfloat16", "bfloat16 products"): value for name, value in asdict(machine).items()},
+        "product, float32": f"{rates.float32 / 1e9:,.1f} GFLOP/s",
+        "product, bfloat16": f"{rates.bfloat16 / 1e9:,.1f} GFLOP/s{emulated}",
+        "copy": f"{rates.copy / 1e9:,.1f} GB/s, read and written",
+    }
+    return machine.line() + "\n\n" + "".join(f"{name:<18} {value}\n" for name, value in facts.items())
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -289,7 +289,8 @@ class Trainer:
         """One optimizer step: seconds, loss, peak of memory since the second step, memory held after it."""
         import torch
 
-        from nanochat.training import accumulate_gradients, muon_momentum, release_memory, synchronize
+        from nanochat.machine import synchronize
+        from nanochat.training import accumulate_gradients, muon_momentum, release_memory
 
         if number == 1:  # what the first step compiles and allocates is not the peak of training
             if self.side.settings:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from nanochat.evidence import report as reports
 from nanochat.evidence.experiments import BOOK, BPB, EXPERIMENTS, Experiment, Finding, experiment, slug
 from nanochat.evidence.records import read_record, record_path, state_of, why_stale
 from nanochat.evidence.settings import Setting, varied
+from nanochat.machine import own_cores
 from nanochat.provenance import ROOT, read_book
 
 
@@ -184,7 +184,7 @@ def main() -> int:
         own_question(options.vary, options.base, options.seeds)
     device = pick_device(options.device_type).type
     device = device if device == "cuda" else "cpu"
-    workers = options.workers or (1 if device == "cuda" else min(2, os.cpu_count() or 1))
+    workers = options.workers or (1 if device == "cuda" else min(2, own_cores()))
     if options.vary:
         answer_own_question(options, device, workers)
         return 0

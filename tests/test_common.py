@@ -295,38 +295,6 @@ class TestPickDevice:
             common.pick_device(asked, Ranks(1, 1, 2))
 
 
-class TestAutocastDtype:
-    @pytest.mark.parametrize(
-        ("abilities", "expected"),
-        [
-            ({"avx512_bf16": True}, torch.bfloat16),
-            ({"amx_bf16": True, "avx512_bf16": False}, torch.bfloat16),
-            ({"bf16": True}, torch.bfloat16),
-            ({"avx512_f": True, "avx512_bf16": False}, None),
-            ({}, None),
-        ],
-    )
-    def test_on_a_cpu_the_instructions_decide(
-        self, monkeypatch: pytest.MonkeyPatch, abilities: dict[str, bool], expected: torch.dtype | None
-    ) -> None:
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities)
-        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-        assert common.autocast_dtype(torch.device("cpu")) == expected
-
-    def test_emulation_does_not_count_on_cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(
-            torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
-        )
-        assert common.autocast_dtype(torch.device("cuda")) is None
-
-    def test_a_choice_is_obeyed(self) -> None:
-        assert common.autocast_dtype(torch.device("mps")) is None
-        assert common.autocast_dtype(torch.device("cpu"), "float32") is None
-        assert common.autocast_dtype(torch.device("cpu"), "bfloat16") == torch.bfloat16
-        with pytest.raises(UserError, match="float16"):
-            common.autocast_dtype(torch.device("cpu"), "float16")
-
-
 def test_peak_memory_grows_and_is_in_bytes() -> None:
     before = common.peak_memory_bytes(torch.device("cpu"))
     block = torch.ones(before // 4 + 25_000_000)

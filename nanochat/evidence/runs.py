@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import os
-import platform
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +20,7 @@ from nanochat.evidence.records import FORMAT, store_trial, stored_trial
 from nanochat.evidence.report import conclude
 from nanochat.evidence.settings import Setting, shrunk
 from nanochat.evidence.trials import Text
+from nanochat.machine import this_machine
 from nanochat.provenance import read_book
 
 
@@ -182,15 +180,9 @@ def complete(
 
 def machine(device: str) -> dict[str, Any]:
     """What the numbers were measured on."""
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text(encoding="utf-8").splitlines() if about.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "device": name if device == "cuda" or not models else models[0],
-        "cores": os.cpu_count(),
+        **asdict(this_machine(torch.device(device))),
         "threads of a trial": 1 if device == "cpu" else None,
-        "system": f"{platform.system()} {platform.machine()}",
         "python": sys.version.split()[0],
         "torch": torch.__version__,
     }
