@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from tools import check as checks
+from tools.answers import misfolded_in
 from tools.book import outputs_of
 from tools.disk import apply, make_plan
 from tools.problems import Refused
@@ -40,10 +41,12 @@ def check(root: Path) -> int:
     for message in differences:
         print(message, file=sys.stderr)
     wide = wide_lines(root)
-    for problem in wide:
+    folded = misfolded_in(root)
+    for problem in wide + folded:
         print(problem, file=sys.stderr)
     failed = ["comparison with the book"] if differences else []
     failed += ["width of the prose"] if wide else []
+    failed += ["form of the answers"] if folded else []
     failed += checks.quality(root, outputs)
     for line in checks.stale_evidence(root):
         print(line, file=sys.stderr)

@@ -15,6 +15,8 @@ import pytest
 
 from tests.book.conftest import PROJECT, Project
 from tests.book.machine import program
+from tools.answers import OPENING
+from tools.numbers import without_code
 from tools.print.code import highlight
 from tools.print.make import make_book
 from tools.print.pages import navigation, read_pages
@@ -67,7 +69,10 @@ def test_the_epub_has_every_chapter_in_its_contents(made: Made) -> None:
         nav = archive.read("EPUB/nav.xhtml").decode()
     entries = re.findall(r'<a href="text/ch\d+\.xhtml#([^"]+)">(.+?)</a>', nav)
     chapters = [unescape(re.sub(r"<[^>]+>", "", text)) for id, text in entries if "--" not in id]
-    assert chapters == [*titles(), "Index of fragments"]
+    answers = (
+        ["Answers"] if any(OPENING.search(without_code(page.text)) for page in read_pages(PROJECT)) else []
+    )
+    assert chapters == [*titles(), *answers, "Index of fragments"]
 
 
 def test_the_epub_has_formulas_as_mathml_and_no_script(made: Made) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
+from tools.print.answers import move_to_the_back
 from tools.print.code import Setter
 from tools.print.epub import bind
 from tools.print.pages import read_pages
@@ -21,7 +22,7 @@ def make_book(root: Path, say: Callable[[str], None] = print) -> int:
     began = perf_counter()
     woven = weave(root)
     setter = Setter(woven)
-    readings = read(root, read_pages(root), setter)
+    readings = move_to_the_back(read(root, read_pages(root), setter))
     title = title_of(root)
     scratch = root / FOLDER / "typst"
     scratch.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 from markdown.extensions.toc import unique
 
+from tools.answers import misfolded
 from tools.markup import scan
 from tools.print.code import Setter
 from tools.print.pages import FOLDER, LEFT_OUT, Page
@@ -61,6 +62,7 @@ def read(root: Path, pages: list[Page], setter: Setter) -> list[Reading]:
 def read_page(page: Page, setter: Setter) -> Reading:
     """One page: blocks of code replaced by what `setter` makes of them, headings named."""
     fences, problems = scan(page.path, page.text)
+    problems += misfolded(page.path, page.text)
     if problems:
         raise Refused(problems)
     fragments = {fragment.line: fragment for fragment in setter.woven.in_chapter(page.path)}

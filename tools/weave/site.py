@@ -20,6 +20,7 @@ from mkdocs.structure.toc import AnchorLink
 from mkdocs.utils import get_relative_url
 
 from tools import numbers
+from tools.answers import misfolded_in
 from tools.problems import Problem, Refused
 from tools.weave import formulas
 from tools.weave.chapter import Page, Weaver
@@ -48,7 +49,7 @@ def read_book(config: MkDocsConfig, serving: bool, last_good: Woven | None) -> W
         book = weave(ROOT)
     except Refused as refused:
         problems += refused.problems
-    problems += number_problems(ROOT) + formula_problems(ROOT)
+    problems += number_problems(ROOT) + formula_problems(ROOT) + misfolded_in(ROOT)
     if problems and not serving:
         raise BuildError("\n".join(["the book cannot be woven:", *map(str, problems)]))
     for problem in problems:
