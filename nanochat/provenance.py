@@ -40,7 +40,7 @@ class Book:
 def read_book(root: Path = ROOT) -> Book:
     """Read all chapters. A folder without lit/ gives an empty book."""
     book = Book({}, {})
-    for path in sorted((root / "lit").glob("*.md")):
+    for path in sorted((root / "lit").glob("[!.]*.md")):
         chapter = path.relative_to(root).as_posix()
         end, fragment = "", None  # the line that ends the present block; "" outside of blocks
         text = path.read_text(encoding="utf-8-sig", errors="replace")

@@ -15,7 +15,9 @@ from entangled.io.filedb import new_db
 from entangled.io.virtual import VirtualFS
 from entangled.model import ReferenceMap
 
-from tools.markup import Fence, scan
+from tools.markup import Fence, merge_marks, scan
+from tools.pages import FOLDER as LIT
+from tools.pages import is_left_over
 from tools.problems import Problem, Refused
 
 SETTINGS = "entangled.toml"
@@ -56,18 +58,27 @@ class Book:
 def read_sources(root: Path) -> dict[str, str]:
     """The text of every chapter and of Entangled's settings, by path relative to the project.
 
-    Raises Refused for a folder without chapters, a chapter that is not UTF-8, and one in a place nobody
-    reads.
+    Hidden files and what editors leave are passed over. Raises Refused for a folder without chapters, a
+    chapter that is not UTF-8, and one in a place nobody reads.
     """
     problems: list[Problem] = []
     sources: dict[str, str] = {}
-    folder = root / "lit"
+    folder = root / LIT
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(root).as_posix()
-        if path.suffix.lower() not in (".md", ".markdown") or not path.is_file():
+        if path.suffix.lower() not in (".md", ".markdown") or any(
+            map(is_left_over, path.relative_to(folder).parts)
+        ):
+            continue
+        if not path.is_file():
+            if path.is_symlink():
+                problems.append(
+                    Problem(name, 0, "this link leads nowhere. Bring its file back or delete it.")
+                )
             continue
         if path.parent == folder / GUIDES and path.suffix == ".md":
-            problems += code_in_a_guide(name, path.read_text(encoding="utf-8", errors="replace"))
+            text = path.read_text(encoding="utf-8", errors="replace")
+            problems += merge_marks(name, text) or code_in_a_guide(name, text)
             continue
         if path.parent != folder or path.suffix != ".md":
             problems.append(

@@ -22,7 +22,13 @@ SUFFIXES = {
 }
 
 _REFERENCE = re.compile(rf"^\s*<<(?P<name>{NAME})>>\s*$")
-_ANYWHERE = re.compile(r"<<\s*[A-Za-z][\w :/.-]*>>")
+# What was meant as a reference and is none: among other things, or alone but with another name than a
+# fragment has. With blanks inside, `1 << n >> 2` and `cat <<END >>file` are meant as they stand.
+_MISPLACED = re.compile(r"<<[^\W\d_](?:[\w :/.-]*\w)?>>|^\s*<<.*>>\s*$")
+# Half a reference: << without a left operand (a line may begin with Python's shift, but a blank follows), or
+# a name before >> without a right one.
+_HALF = re.compile(r"^\s*<<[^\W\d_]|[=(\[{,]\s*<<\s*[^\W\d_]|^\s*<?[^\W\d_][\w.-]*>>\s*$")
+_MERGE_MIDDLE = re.compile(r"^={7}$")
 _HERE_DOCUMENT = re.compile(r"<<-?\s*(['\"]?)\w+\1(?!>)")
 
 
@@ -52,10 +58,12 @@ def lint_code(block: Block) -> list[Problem]:
     """Lines of a block that would not come out as they stand."""
     problems = []
     for number, line in enumerate(block.code, block.line + 1):
-        if not _REFERENCE.match(line) and (match := _ANYWHERE.search(line)):
+        if wrong := wrong_reference(line):
+            problems.append(Problem(block.chapter, number, wrong))
+        if _MERGE_MIDDLE.match(line):
             text = (
-                f"the reference {match[0]} must stand alone on its line, its name in letters, digits and "
-                "dashes. Move what else is on the line to a line of its own."
+                "seven = in a block of code are what is left of a merge that is not resolved. Choose between "
+                "the two sides; or, if they are meant, write more or fewer."
             )
             problems.append(Problem(block.chapter, number, text))
         if MARKER_COMMENT in line:
@@ -68,6 +76,23 @@ def lint_code(block: Block) -> list[Problem]:
     return problems
 
 
+def wrong_reference(line: str) -> str | None:
+    """What is wrong with a line that was meant to refer to a fragment, and does not."""
+    if _REFERENCE.match(line):
+        return None
+    if match := _MISPLACED.search(line):
+        return (
+            f"the reference {match[0].strip()} must stand alone on its line, its name in letters, digits and "
+            "dashes. Move what else is on the line to a line of its own."
+        )
+    if _HALF.search(line):
+        return (
+            f"half a reference, {line.strip()}: it would become code as it stands. Write <<name>>, alone on "
+            "its line."
+        )
+    return None
+
+
 def lint_names(book: Book) -> list[Problem]:
     """Blocks of one name are appended to each other, silently.
 
@@ -76,8 +101,14 @@ def lint_names(book: Book) -> list[Problem]:
     problems = []
     first: dict[str, Block] = {}
     for block in book.blocks:
-        earlier = first.setdefault(block.name, block)
-        if earlier is block:
+        first.setdefault(block.name, block)
+    copies = copies_of_chapters(book, first)
+    for chapter, original in copies.items():
+        text = f"it repeats every block of {original}. If it is a copy, move it out of lit/."
+        problems.append(Problem(chapter, 0, text))
+    for block in book.blocks:
+        earlier = first[block.name]
+        if earlier is block or block.chapter in copies:
             continue
         place = f"{earlier.chapter}:{earlier.line}"
         if earlier.chapter != block.chapter:
@@ -93,6 +124,19 @@ def lint_names(book: Book) -> list[Problem]:
             )
             problems.append(Problem(block.chapter, block.line, text))
     return problems
+
+
+def copies_of_chapters(book: Book, first: dict[str, Block]) -> dict[str, str]:
+    """Chapters that have every block of an earlier one, with that one: "10-x copy.md", "10-x (1).md"."""
+    names: dict[str, list[str]] = {}
+    for block in book.blocks:
+        names.setdefault(block.chapter, []).append(block.name)
+    copies = {}
+    for chapter, own in names.items():
+        original = first[own[0]].chapter
+        if original != chapter and len(own) > 1 and own == names[original]:
+            copies[chapter] = original
+    return copies
 
 
 def lint_targets(book: Book, root: Path) -> list[Problem]:

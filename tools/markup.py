@@ -30,6 +30,7 @@ _ATTRIBUTE = re.compile(
     rf"\s*(?:#(?P<name>{NAME})|(?P<key>[A-Za-z_-]+)="
     r'(?:"(?P<quoted>[^"\\{}]*)"|(?P<bare>[^\s"{}]+)))(?=\s|$)'
 )
+_MERGE_MARK = re.compile(r"^(<{7,}|\|{7,}|>{7,})( |$)")
 _INLINE_CODE = re.compile(r"(`+)(?!`).*?(?<!`)\1(?!`)")
 
 
@@ -50,6 +51,19 @@ def scan(chapter: str, text: str) -> tuple[list[Fence], list[Problem]]:
     return _Scanner(chapter, text).scan()
 
 
+def merge_marks(chapter: str, text: str) -> list[Problem]:
+    """The lines by which git marks a merge that is not resolved, wherever in the text they stand.
+
+    Seven = are not among them: in Markdown such a line makes a heading. lint.py finds those within code.
+    """
+    advice = "this line is git's mark of a merge that is not resolved. Choose between the two sides."
+    return [
+        Problem(chapter, number, advice)
+        for number, line in enumerate(text.split("\n"), 1)
+        if _MERGE_MARK.match(line)
+    ]
+
+
 def is_meant_for_code(info: str) -> bool:
     """Whether what stands behind a fence names a fragment or a file."""
     return bool(re.search(r"#[A-Za-z]|\b\w+\s*=|\{", info))
@@ -66,6 +80,8 @@ class _Scanner:
         self.problems.append(Problem(self.chapter, line, text))
 
     def scan(self) -> tuple[list[Fence], list[Problem]]:
+        if marks := merge_marks(self.chapter, "\n".join(self.lines)):
+            return [], marks  # both sides' fences stand here, so whatever else is wrong follows from it
         number = 1
         while number <= len(self.lines):
             line = self.lines[number - 1]

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from tools.pages import pages_of
 from tools.problems import Problem, Refused
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -210,22 +211,17 @@ def made(records: Records, match: re.Match[str]) -> str:
     return tables[match["name"]].strip()
 
 
-def chapters(root: Path) -> list[Path]:
-    """Every page of the book, in order."""
-    return sorted((root / "lit").rglob("*.md"))
-
-
 def check(root: Path) -> list[Problem]:
     """Every number and table of the book that is not what its record says."""
     records = Records(root)
-    return [problem for path in chapters(root) for problem in refresh(root, path, records)[1]]
+    return [problem for path in pages_of(root) for problem in refresh(root, path, records)[1]]
 
 
 def write(root: Path) -> list[Path]:
     """Bring all chapters up to date; which changed. Raises Refused, having written nothing."""
     records, new = Records(root), dict[Path, str]()
     refused: list[Problem] = []
-    for path in chapters(root):
+    for path in pages_of(root):
         text, problems = refresh(root, path, records)
         refused += [problem for problem in problems if not problem.text.endswith(WRITE_IT)]
         if text != path.read_text(encoding="utf-8"):

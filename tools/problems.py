@@ -1,5 +1,6 @@
 """What can be wrong with the book, said in one form: `file:line: what is wrong. What to do.`"""
 
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -22,3 +23,12 @@ class Refused(Exception):
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = list(problems)
         super().__init__("\n".join(map(str, self.problems)))
+
+
+def said_by_system(error: OSError) -> str:
+    """One line for what the operating system refused, and what to do where that is known."""
+    advice = ""
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        advice = " Change the permissions, or work in a copy of the project that you may write to."
+    place = f": {error.filename}" if error.filename else ""
+    return f"error: {error.strerror or error}{place}. Nothing more was written.{advice}"

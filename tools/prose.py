@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from tools.pages import pages_of
 from tools.problems import Problem
 
 WIDTH = 120
@@ -13,7 +14,7 @@ _UNBREAKABLE = re.compile(r"`[^`]*`|\$[^$]+\$|!?\[[^\]]*\]\([^)]*\)|\S+")
 def wide_lines(root: Path) -> list[Problem]:
     """Lines of prose in lit/ and README.md above WIDTH; tables, code, formulas and long links are exempt."""
     problems = []
-    for path in [*sorted((root / "lit").rglob("*.md")), root / "README.md"]:
+    for path in [*pages_of(root), root / "README.md"]:
         if not path.is_file():
             continue
         for number, line in prose_of(path.read_text(encoding="utf-8-sig", errors="replace")):

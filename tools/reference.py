@@ -21,6 +21,7 @@ from typing import Any
 from unittest.mock import patch
 
 from nanochat import provenance
+from tools.pages import files_in
 from tools.weave.model import anchor_of
 
 WIDTH = 88  # of a signature; beyond, each argument has a line of its own
@@ -59,7 +60,7 @@ class Sources:
         self.trees: dict[str, ast.Module] = {}
         self.texts: dict[str, list[str]] = {}
         for folder in ("nanochat", "scripts"):
-            for path in sorted((root / folder).rglob("*.py")):
+            for path in files_in(root / folder, "*.py"):
                 name = path.relative_to(root).with_suffix("").as_posix().replace("/", ".")
                 text = path.read_text(encoding="utf-8")
                 try:

@@ -8,30 +8,29 @@ from pathlib import Path
 from watchfiles import Change, watch
 
 from tools.chapters import SETTINGS
-from tools.problems import Refused
+from tools.pages import FOLDER, is_left_over
+from tools.problems import Refused, said_by_system
 
 
 def is_of_the_book(root: Path, path: str) -> bool:
     """Whether a change of this file can change what is tangled."""
     place = Path(path)
-    return (
-        place == root / SETTINGS
-        or place == root / "lit"
-        or (place.parent == root / "lit" and place.suffix == ".md")
-    )
+    if place in (root / SETTINGS, root / FOLDER):
+        return True
+    return place.parent == root / FOLDER and place.suffix == ".md" and not is_left_over(place.name)
 
 
 def saves(root: Path) -> Iterator[None]:
     """Return once for each batch of changes to the book, for ever. The folder lit/ may go and come back."""
     while True:
-        folders = [folder for folder in (root, root / "lit") if folder.is_dir()]
+        folders = [folder for folder in (root, root / FOLDER) if folder.is_dir()]
 
         def wanted(_: Change, path: str) -> bool:
             return is_of_the_book(root, path)
 
         for _ in watch(*folders, watch_filter=wanted, recursive=False, raise_interrupt=True, debounce=200):
             yield
-            if len(folders) != 1 + (root / "lit").is_dir():
+            if len(folders) != 1 + (root / FOLDER).is_dir():
                 break  # watch the new lit/, or no longer the old one
 
 
@@ -54,7 +53,9 @@ def attempt(root: Path, tangle: Callable[[Path], int]) -> None:
     except Refused as refused:
         print(refused, file=sys.stderr)
         print("nothing was written; waiting for the next save", file=sys.stderr)
-    except Exception:  # a mistake in the tools, or a disk that is full: no reason to stop watching
+    except OSError as error:
+        print(said_by_system(error), "Waiting for the next save", file=sys.stderr)
+    except Exception:  # a mistake in the tools is no reason to stop watching
         traceback.print_exc()
         print("nothing more was written; waiting for the next save", file=sys.stderr)
     sys.stdout.flush()

@@ -17,6 +17,25 @@ BAD = [
     ("code before a reference", FIRST, "    <<gamma>>", "    x = <<gamma>>", 18, "must stand alone on its line"),
     ("two references on a line", FIRST, "<<gamma>>", "<<gamma>> <<gamma>>", 18, "must stand alone"),
     ("a reference with spaces", FIRST, "<<gamma>>", "<<gam ma>>", 18, "must stand alone"),
+    ("a reference not closed", FIRST, "<<gamma>>", "<<gamma", 18, "half a reference, <<gamma: it"),
+    ("a reference closed once", FIRST, "<<gamma>>", "<<gamma>", 18, "half a reference"),
+    ("a reference not opened", FIRST, "<<gamma>>", "gamma>>", 18, "half a reference, gamma>>: it"),
+    ("a reference opened once", FIRST, "<<gamma>>", "<gamma>>", 18, "half a reference"),
+    ("a reference not closed, behind code", FIRST, "<<gamma>>", "x = <<gamma", 18, "half a reference"),
+    ("a reference with blanks behind code", FIRST, "<<gamma>>", "x = << gamma >>", 18, "half a reference"),
+    ("a reference not closed, as an argument", FIRST, "<<gamma>>", "print(x, <<gamma)", 18, "half a reference"),
+    ("a reference not closed, in a script", SECOND, "<<say-it>>", "<<say-it", 6, "half a reference"),
+    ("a reference with too much", FIRST, "<<gamma>>", "<<<gamma>>>", 18, "must stand alone on its line"),
+    ("a reference to nothing", FIRST, "<<gamma>>", "<<>>", 18, "must stand alone on its line"),
+    ("a reference in other letters", FIRST, "<<gamma>>", "<<größe>>", 18, "in letters, digits and dashes"),
+    ("a reference that begins with a digit", FIRST, "<<gamma>>", "<<2-gamma>>", 18, "in letters, digits"),
+    ("a merge begun in code", FIRST, "    x += 1", "<<<<<<< HEAD\n    x += 1", 25, "a merge that is not resolved"),
+    ("a merge ended in code", FIRST, "    x += 1", "    x += 1\n>>>>>>> 1a2b3c4 (words)", 26, "not resolved"),
+    ("a merge ended without a name", FIRST, "    x += 1", "    x += 1\n>>>>>>>", 26, "not resolved"),
+    ("a merge's base in code", FIRST, "    x += 1", "||||||| 1a2b3c4\n    x += 1", 25, "not resolved"),
+    ("a merge's middle in code", FIRST, "    x += 1", "=======\n    x += 1", 25, "seven = in a block of code"),
+    ("a merge in prose", FIRST, "Some prose.", "<<<<<<< HEAD\nSome prose.", 10, "not resolved"),
+    ("a merge in a shown block", SECOND, 'shown = "only"', '>>>>>>> main', 14, "not resolved"),
     ("a cycle", FIRST, "    x += 1", "    <<beta>>", 25, "beta -> gamma -> beta"),
     ("a fragment in itself", FIRST, "    x += 1", "    <<gamma>>", 25, "gamma -> gamma"),
     ("unclosed at the end", FIRST, "x += 1\n```\n", "x += 1\n", 22, "never closed"),
@@ -128,6 +147,46 @@ def test_a_guide_is_a_page_without_code(project: Project) -> None:
 def test_a_chapter_that_nobody_reads(project: Project, name: str) -> None:
     project.write(name, "# Third\n")
     refused(project, name, "Move or rename it")
+
+
+def test_both_sides_of_a_merge(project: Project) -> None:
+    """Each mark is named; the fences of both sides, which do not fit together, are not talked about."""
+    ours = "```python #gamma\nif x:\n"
+    project.change(
+        "lit/10-first.md", "```python #gamma\nif x:\n", f"<<<<<<< HEAD\n{ours}=======\n{ours}>>>>>>> other\n"
+    )
+    before = project.snapshot()
+    answer = project.run("tangle")
+    assert answer.status == 1
+    assert [line.split(": ")[0] for line in answer.err.splitlines()] == [
+        "lit/10-first.md:22",
+        "lit/10-first.md:28",
+    ]
+    assert project.snapshot() == before
+
+
+def test_a_merge_in_a_guide(project: Project) -> None:
+    project.write("lit/how-to/do-it.md", "# Do it\n\n<<<<<<< HEAD\nSo.\n")
+    refused(project, "lit/how-to/do-it.md:3", "not resolved")
+
+
+@pytest.mark.parametrize("name", ["10-first copy.md", "10-first (1).md", "10-first-old.md"])
+def test_a_copy_of_a_chapter(project: Project, name: str) -> None:
+    """Said once, not once for each of its blocks."""
+    project.write(f"lit/{name}", project.read("lit/10-first.md"))
+    places = sorted([f"lit/{name}", "lit/10-first.md"])
+    refused(project, places[1], f"it repeats every block of {places[0]}. If it is a copy, move it out")
+
+
+def test_a_link_to_nothing(project: Project) -> None:
+    """A chapter that is gone would otherwise take its files with it."""
+    project.path("lit/20-second.md").rename(project.path("elsewhere.md"))
+    project.path("lit/20-second.md").symlink_to(project.path("elsewhere.md"))
+    assert project.run("tangle").status == 0
+    project.path("elsewhere.md").unlink()
+    answer = project.run("tangle")
+    assert answer.status == 1
+    assert answer.err == "lit/20-second.md: this link leads nowhere. Bring its file back or delete it.\n"
 
 
 def test_no_chapters(project: Project) -> None:

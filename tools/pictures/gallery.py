@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tools.pictures
+from tools.pages import pages_of
 from tools.pictures.style import DARK, LIGHT, PICTURES, Picture, render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,7 +84,7 @@ def same_in_other_colours(light: str, dark: str) -> bool:
 
 def chapters(root: Path) -> list[Path]:
     """Every page of the book, and the one that a forge shows first."""
-    return [*sorted((root / "lit").rglob("*.md")), *root.glob("README.md")]
+    return [*pages_of(root), *root.glob("README.md")]
 
 
 def with_alternatives(text: str) -> str:

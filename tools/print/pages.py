@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-FOLDER = "lit"
+from tools.pages import FOLDER, pages_of
+
 SETTINGS = "mkdocs.yml"
 LEFT_OUT = "reference/modules"
 
@@ -47,8 +48,7 @@ def read_pages(root: Path) -> list[Page]:
     """
     folder = root / FOLDER
     texts = {
-        path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8-sig")
-        for path in sorted(folder.rglob("*.md"))
+        path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8-sig") for path in pages_of(root)
     } | made_pages(root)
     parts = navigation(settings_of(root).get("nav") or ["index.md"], list(texts))
     order = [*parts, *(name for name in texts if name not in parts)]

@@ -16,8 +16,9 @@ from markdown.extensions.toc import unique
 
 from tools.answers import misfolded
 from tools.markup import scan
+from tools.pages import FOLDER
 from tools.print.code import Setter
-from tools.print.pages import FOLDER, LEFT_OUT, Page
+from tools.print.pages import LEFT_OUT, Page
 from tools.print.pandoc import Element, Failed, parse, plain, walk
 from tools.problems import Problem, Refused
 from tools.weave.indexes import generated_pages

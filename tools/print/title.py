@@ -1,12 +1,12 @@
 """What the book is called, and what it says of itself on its first page."""
 
 import os
-import subprocess
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tools.git import Git
 from tools.print.pages import settings_of
 
 SUBTITLE = "A small language model, explained by its own source"
@@ -39,11 +39,6 @@ def title_of(root: Path) -> Title:
 
 def last_commit(root: Path) -> tuple[int, str]:
     """Time and short id of the last commit. SOURCE_DATE_EPOCH goes before; without git it is 1980."""
-    done = subprocess.run(
-        ["git", "-C", str(root), "log", "-1", "--format=%ct %h", "--abbrev=10"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    time, _, commit = (done.stdout.strip() or "315532800 ").partition(" ")
+    answer = Git(root).ask("log", "-1", "--format=%ct %h", "--abbrev=10")
+    time, _, commit = (answer or "315532800 ").partition(" ")
     return int(os.environ.get("SOURCE_DATE_EPOCH") or time), commit

@@ -14,6 +14,7 @@ from difflib import SequenceMatcher
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tools.pages import files_in
 from tools.weave.chapter import FILES, RECORDS, Page, Weaver, path_id
 from tools.weave.code import highlighted
 from tools.weave.model import File, Fragment, Step, Woven, learners_steps
@@ -36,7 +37,7 @@ def generated_pages(root: Path, book: Woven) -> dict[str, Made]:
     }
     for file in book.files.values():
         pages[f"{FILES}/{file.path}.md"] = _file_maker(file)
-    for record in sorted((root / "results").glob("*.json")):
+    for record in files_in(root / "results", "*.json"):
         pages[f"{RECORDS}/{record.name}.md"] = _record_maker(record)
     return pages
 
@@ -372,7 +373,7 @@ def records_page(page: Page) -> str:
         "| record | recorded | by |",
         "|---|---|---|",
     ]
-    for path in sorted((page.weaver.root / "results").glob("*.json")):
+    for path in files_in(page.weaver.root / "results", "*.json"):
         about = read_record(path)
         about = about if isinstance(about, dict) else {}
         command = f"`{about['command']}`" if about.get("command") else ""

@@ -21,6 +21,7 @@ from mkdocs.utils import get_relative_url
 
 from tools import numbers
 from tools.answers import misfolded_in
+from tools.pages import pages_of
 from tools.problems import Problem, Refused
 from tools.weave import formulas
 from tools.weave.chapter import Page, Weaver
@@ -71,7 +72,7 @@ def formula_problems(root: Path) -> list[Problem]:
     """Convert every formula of the book at once; what cannot be converted, with its place."""
     problems = []
     found = []
-    for path in sorted((root / "lit").rglob("*.md")):
+    for path in pages_of(root):
         text = path.read_text(encoding="utf-8", errors="replace")
         found += [(path.relative_to(root).as_posix(), formula) for formula in formulas_of(text)]
     formulas.convert(formula for _, formula in found)
