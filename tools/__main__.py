@@ -1,6 +1,6 @@
 """python -m tools COMMAND: what `make` calls.
 
-Exit status 0 if all is well, 1 if something was refused or differs.
+Exit status 0 if all is well, 1 if something was refused or differs, 130 after Ctrl-C.
 """
 
 import argparse
@@ -11,8 +11,10 @@ from tools import check as checks
 from tools.answers import misfolded_in
 from tools.book import outputs_of
 from tools.disk import apply, make_plan
-from tools.problems import Refused
+from tools.lock import alone
+from tools.problems import Refused, said_by_system
 from tools.prose import wide_lines
+from tools.record import MANIFEST
 from tools.watch import follow
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,24 +22,30 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def tangle(root: Path) -> int:
     """Write what the chapters say, all of it or nothing."""
-    outputs = outputs_of(root)
-    plan = make_plan(root, outputs)
-    apply(root, plan)
+    with alone(root):  # the chapters are read behind the lock, so that the last one to get it has the newest
+        outputs = outputs_of(root)
+        plan = make_plan(root, outputs)
+        kept = apply(root, plan)
     for output in plan.write:
         print(f"wrote {output.path}")
         if output.path in plan.edited:
             print(f"  over an edit by hand that git has a copy of, {plan.edited[output.path]}")
     for path in plan.remove:
         print(f"removed {path}: no block of the book writes it any more")
+    for path, copy in kept.items():
+        print(f"{path} was not as an earlier tangle left it; as it was, it is kept in {copy}")
     if plan.is_empty():
         print(f"{len(outputs)} files are up to date with the book")
+    elif not (plan.write or plan.remove):
+        print(f"wrote {MANIFEST}: it was not what the files are")
     return 0
 
 
 def check(root: Path) -> int:
     """Write nothing: compare, lint, type. Everything that differs is shown, not only the first."""
-    outputs = outputs_of(root)
-    differences = checks.compare(root, outputs)
+    with alone(root):
+        outputs = outputs_of(root)
+        differences = checks.compare(root, outputs)
     for message in differences:
         print(message, file=sys.stderr)
     wide = wide_lines(root)
@@ -82,10 +90,10 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     except Refused as refused:
         print(refused, file=sys.stderr)
     except OSError as error:
-        print(
-            f"error: {error.strerror or error}: {error.filename or ''}. Nothing more was written.",
-            file=sys.stderr,
-        )
+        print(said_by_system(error), file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted; the same command completes it", file=sys.stderr)
+        return 130
     return 1
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tools.diff import describe
 from tools.disk import make_plan
+from tools.record import MANIFEST
 from tools.tangle import Output
 
 # Two environments, so two runs of mypy: product and its tests as the training side sees them, tools as the
@@ -48,8 +49,10 @@ def compare(root: Path, outputs: dict[str, Output]) -> list[str]:
     for path in plan.remove:
         if path not in told:
             messages.append(
-                f"{path}: no block of the book writes this file. make tangle removes it (git has it)."
+                f"{path}: no block of the book writes this file. make tangle removes it, and keeps a copy."
             )
+    if not plan.recorded and not messages:
+        messages.append(f"{MANIFEST}: it is not what make tangle writes. Write it anew: make tangle")
     return messages
 
 

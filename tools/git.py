@@ -3,6 +3,7 @@
 The tools only read from it, so that whatever it keeps stays where a person can find it.
 """
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -13,19 +14,38 @@ class Git:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def ask(self, *arguments: str) -> str | None:
-        """What git answers, or None if it fails or is not installed."""
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str] | None:
+        """What git does and says, in English; None if there is no git."""
         try:
-            done = subprocess.run(
+            return subprocess.run(
                 ["git", "-C", str(self.root), *arguments],
                 capture_output=True,
                 text=True,
                 errors="replace",
                 check=False,
+                env={**os.environ, "LC_ALL": "C"},
             )
         except OSError:
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+
+    def ask(self, *arguments: str) -> str | None:
+        """What git answers, or None if it fails or is not installed."""
+        done = self.run(*arguments)
+        return done.stdout.strip() if done is not None and done.returncode == 0 else None
+
+    def answers(self) -> bool:
+        """Whether the project lies in a repository that git is willing to read."""
+        return self.ask("rev-parse", "--git-dir") is not None
+
+    def why_not(self) -> str:
+        """Why git is no help with a file that it does not have: the end of a sentence."""
+        done = self.run("rev-parse", "--git-dir")
+        if done is None:
+            return "there is no git to ask for a copy"
+        if done.returncode:
+            reason = done.stderr.strip().split("\n")[0].removeprefix("fatal: ")
+            return f"git cannot be asked for a copy ({reason})"
+        return "git has no copy of it"
 
     def has(self, path: str) -> bool:
         """Whether the file, exactly as it now lies on the disk, can be had back from git under this path.
@@ -49,8 +69,3 @@ class Git:
     def ignores(self, path: str) -> bool:
         """Whether git has been told to look away from this path."""
         return self.ask("check-ignore", "-q", "--", path) is not None
-
-    def private(self, name: str) -> Path | None:
-        """A file inside git's own folder (the worktree's own, if it is one of several)."""
-        answer = self.ask("rev-parse", "--git-path", name)
-        return self.root / answer if answer else None

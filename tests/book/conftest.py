@@ -142,7 +142,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small project, tangled and committed."""
     root = tmp_path_factory.mktemp("template")
     shutil.copy(PROJECT / "entangled.toml", root)
-    (root / ".gitignore").write_text("__pycache__/\n/.venv\n*.ignored\n")
+    (root / ".gitignore").write_text("__pycache__/\n/.venv\n/.tangle/\n*.ignored\n")
+    shutil.copy(PROJECT / ".gitattributes", root)
     (root / "lit").mkdir()
     (root / "lit/10-first.md").write_text(FIRST)
     (root / "lit/20-second.md").write_text(SECOND)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import tempfile
-from pathlib import Path
 
 import pytest
 
+from nanochat import provenance
 from tests.book.conftest import ALPHA, Project
-from tools import disk
+from tools.watch import is_of_the_book
 
 FIRST, SECOND, TARGET = "lit/10-first.md", "lit/20-second.md", "nanochat/alpha.py"
 EDITED = ALPHA.replace("x += 1", "x += 2")
@@ -143,36 +142,10 @@ def test_a_chapter_is_edited_again_and_again(project: Project) -> None:
     assert "x += 5" in project.read(TARGET)
 
 
-def test_a_lost_record_means_care(project: Project) -> None:
-    project.change(FIRST, "x += 1", "x += 2")
-    assert project.run("tangle").status == 0
-    project.path(".git/tangled").unlink()
-    project.change(FIRST, "x += 2", "x += 3")
-    kept(project, TARGET)
-
-
-def test_the_record_stays_small(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "RECORD_LENGTH", 3)
-    for n in range(2, 8):
-        project.change(FIRST, f"x += {n - 1}", f"x += {n}")
-        assert project.run("tangle").status == 0
-    assert len(project.read(".git/tangled").split()) == 3
-
-
 def test_a_file_in_the_way_of_a_new_target(project: Project) -> None:
     project.write("nanochat/new.py", "mine = 1\n")
     project.change(SECOND, "```python\n", "```python #delta file=nanochat/new.py\n")
-    kept(project, f"{SECOND}:14: nanochat/new.py was edited by hand")
-
-
-def test_without_git(project: Project) -> None:
-    shutil.rmtree(project.path(".git"))
-    assert project.run("tangle").status == 0
-    project.change(FIRST, "x += 1", "x += 2")
-    kept(project, TARGET)
-    project.path(TARGET).unlink()
-    assert project.run("tangle").status == 0
-    assert project.read(TARGET) == EDITED
+    kept(project, f"{SECOND}:14: nanochat/new.py is not in tangled.sha256, so a hand may have edited it")
 
 
 def test_a_missing_file_is_written(project: Project) -> None:
@@ -278,6 +251,66 @@ def test_prose_that_only_looks_like_markup(project: Project) -> None:
     assert not project.path("nanochat/shown.py").exists()
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        ("python", "shifted = (\n    1\n    << 2\n    >> 1\n) << len('>>')"),
+        ("python", "text = 'a <b> c'\nn = 1 <<2\nmany = 1 << n >> 2"),
+        ("bash", "cat <<END >>file\nit\nEND\ntrue >> file"),
+        ("yaml", "base: &base\n  a: 1\nmore:\n  <<: *base"),
+        ("bash", "echo ======= ; echo '<<<<<<<'"),
+    ],
+)
+def test_code_that_only_looks_like_half_a_reference(project: Project, code: tuple[str, str]) -> None:
+    language, text = code
+    suffix = {"python": "py", "bash": "sh", "yaml": "yml"}[language]
+    project.write(
+        "lit/30-third.md", f"Third\n=======\n\n```{language} file=scripts/third.{suffix}\n{text}\n```\n"
+    )
+    answer = project.run("tangle")
+    assert answer.status == 0, answer.err
+    assert project.read(f"scripts/third.{suffix}") == f"{text}\n"
+
+
+# What systems and editors leave beside a file x, and what it then holds.
+LEFT_OVER = [
+    "._x",
+    ".#x",
+    ".x",
+    "x~",
+    "#x#",
+    "x.orig",
+    "x.rej",
+    "x.bak",
+    ".x.swp",
+    "x___jb_tmp___",
+    ".other/x",
+]
+
+
+@pytest.mark.parametrize("form", LEFT_OVER)
+@pytest.mark.parametrize("beside", ["lit/10-first.md", "lit/how-to/do-it.md", "nanochat/alpha.py"])
+def test_what_systems_and_editors_leave(project: Project, form: str, beside: str) -> None:
+    """It is neither read nor removed, and nobody has to do anything about it."""
+    folder, _, name = beside.rpartition("/")
+    project.write(f"{folder}/{form.replace('x', name)}", b"\x00\x05\x16\x07\xff```python #alpha\n")
+    before = project.snapshot()
+    for command in ("tangle", "check"):
+        answer = project.run(command)
+        assert answer.status == 0, answer.err
+        assert project.snapshot() == before
+    assert not is_of_the_book(project.root, str(project.path(f"lit/{form.replace('x', name)}")))
+    assert provenance.locate(project.path(TARGET), 1, project.root)
+
+
+def test_a_lock_of_emacs(project: Project) -> None:
+    """A link to no file, whose name says who edits where."""
+    project.path("lit/.#10-first.md").symlink_to("somebody@somewhere.4711:1700000000")
+    project.path("nanochat/.#alpha.py").symlink_to("somebody@somewhere.4711:1700000000")
+    assert project.run("tangle").status == 0
+    assert project.run("check").status == 0
+
+
 @pytest.mark.parametrize("call", ["mkdtemp", "replace"])
 def test_a_full_disk(project: Project, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """What fails before the first file is in place changes nothing, and the next try completes."""
@@ -292,28 +325,8 @@ def test_a_full_disk(project: Project, monkeypatch: pytest.MonkeyPatch, call: st
         answer = project.run("tangle")
         assert answer.status == 1
         assert "No space left on device" in answer.err
-    assert project.snapshot() == before
+    after = {name: state for name, state in project.snapshot().items() if not name.startswith(".tangle")}
+    assert after == {name: state for name, state in before.items() if not name.startswith(".tangle")}
+    assert not list(project.root.glob(".tangle/drafts-*"))
     assert project.run("tangle").status == 0
     assert project.read(TARGET) == EDITED
-
-
-def test_stopped_in_the_middle(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two files one is in place when the power goes: the next tangle writes the other."""
-    project.change(FIRST, "x += 1", "x += 2")
-    project.change(SECOND, 'echo "it"', 'echo "other"')
-    replace, calls = os.replace, []
-
-    def once(source: Path, target: Path) -> None:
-        if Path(target).name != "tangled":
-            calls.append(target)
-        if len(calls) > 1:
-            raise KeyboardInterrupt
-        replace(source, target)
-
-    with monkeypatch.context() as broken:
-        broken.setattr(os, "replace", once)
-        with pytest.raises(KeyboardInterrupt):
-            project.run("tangle")
-    assert not list(project.root.glob(".tangle-*"))
-    assert project.run("tangle").status == 0
-    assert project.run("check").status == 0
