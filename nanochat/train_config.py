@@ -22,7 +22,7 @@ class TrainConfig:
     run: str = flag("dummy", "a name for this run, kept in its records", group="the run")
     model_tag: str = flag("", "the run's folder in base_checkpoints (without: d4 for depth 4, then d4-2, …)")
     resume: str = flag("", "go on with a run: its tag, or 'latest'")
-    save_every: int = flag(2000, "steps between checkpoints; one more at the end; -1: none at all")
+    save_every: int = flag(2000, "steps between checkpoints; one more at the end; 0: only that; -1: none")
     log_every: int = flag(1, "steps between lines on the terminal")
     seed: int = flag(42, "seed of the weights and of the order of the data")
     device_type: str = flag("", "cuda, mps or cpu (without: the first of these there is)", choices=DEVICES)
@@ -62,12 +62,14 @@ class TrainConfig:
     warmdown_ratio: float = flag(0.2, "part of the run in which it falls")
     final_lr_frac: float = flag(0.0, "where it falls to, as a fraction of its full value")
     eval_every: int = flag(
-        250, "steps between evaluations; one more at the end; -1: none at all", group="what to look at"
+        250,
+        "steps between evaluations; one more at the end; 0: only that; -1: none",
+        group="what to look at",
     )
     eval_tokens: int = flag(20 * 524288, "validation tokens for one evaluation; -1: all of them")
     core_metric_every: int = flag(2000, "steps between CORE scores (scripts.base_eval brings the questions)")
     core_metric_max_per_task: int = flag(500, "items of each CORE task; -1: all")
-    sample_every: int = flag(2000, "steps between samples; one more at the end; -1: none at all")
+    sample_every: int = flag(2000, "steps between samples; one more at the end; 0: only that; -1: none")
 
     def __post_init__(self) -> None:
         """Refuse what arithmetic alone can refuse."""
@@ -148,7 +150,7 @@ def accumulation_steps(config: TrainConfig, world: int) -> int:
 
 def evaluation_steps(config: TrainConfig, world: int) -> int:
     """Forward passes per evaluation; 0 for as many as there is text. Raises UserError likewise."""
-    if config.eval_tokens == -1 or config.eval_every <= 0:
+    if config.eval_tokens == -1 or config.eval_every < 0:
         return 0
     unit = config.device_batch_size * config.max_seq_len * world
     refuse_a_remainder("eval_tokens", config.eval_tokens, unit, config, world)
@@ -185,7 +187,7 @@ def open_tokenizer(config: TrainConfig) -> Tokenizer:
 
 def refuse_a_short_split(config: TrainConfig, tokenizer: Tokenizer) -> None:
     """Raise UserError, with values that fit, if --eval_tokens is more than there is. Imports no PyTorch."""
-    if config.eval_every <= 0 or config.eval_tokens == -1:
+    if config.eval_every < 0 or config.eval_tokens == -1:
         return
     from nanochat.dataloader import tokens_up_to
 

@@ -266,8 +266,11 @@ def planned_steps(config: TrainConfig, parameters: int, flops_per_token: int) ->
 
 
 def due(step: int, every: int, last: bool) -> bool:
-    """Whether what happens every `every` steps, and at the last one, happens now; never if every < 1."""
-    return every > 0 and (last or step % every == 0)
+    """Whether what happens every `every` steps, and at the last one, happens now.
+
+    0 is the last one alone; a negative number never.
+    """
+    return last if every == 0 else every > 0 and (last or step % every == 0)
 
 
 def learning_rate_multiplier(done: float, one_step: float, config: TrainConfig) -> float:

@@ -101,9 +101,12 @@ TINY = Size(n_layer=1, n_embd=32, n_head=1, vocab_size=512, T=32, B=1)
 def small() -> Size:
     """What `make train` trains on a CPU."""
     # Imported here, because the site is built where neither PyTorch nor a tokenizer is installed.
-    from scripts.quickstart import CPU
+    from nanochat.plans import WIDE
 
-    return Size(CPU.depth, CPU.n_embd, CPU.n_head, CPU.vocab_size, CPU.max_seq_len, CPU.device_batch_size)
+    plan = WIDE
+    return Size(
+        plan.depth, plan.n_embd, plan.n_head, plan.vocab_size, plan.max_seq_len, plan.device_batch_size
+    )
 
 
 GROUPS = ("steps", "loss", "small", "compile", "d12", "d20", "tokenizer", "loader", "decoding")

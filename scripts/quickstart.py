@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nanochat.common import UserError, print0, run_program
+from nanochat.common import UserError, pick_device, print0, run_program
 from nanochat.dataset import corpus_folder, documents, parquet_files, prepare_sotu
 from nanochat.flags import flag, parse_flags
 from nanochat.models import choose_gpt
-from nanochat.run_log import read_metrics
+from nanochat.plans import CUDA, CUDA_FINEWEB, PLANS, SMALL, Plan, explain, measured_pace, plan_for
 from nanochat.tokenizer import Tokenizer, tokenizer_folder
 from nanochat.train_config import TrainConfig
 from scripts.base_train import train
@@ -21,63 +22,8 @@ if TYPE_CHECKING:
     from nanochat.training import Result
 
 WHOLE = -1  # --eval_tokens: the whole validation text
+AT_THE_END = 0  # --eval_every and its like: once, after the last step
 RESERVE = 8.0  # seconds for what the loop can not foresee: the first samples, the checkpoint, the picture
-
-
-@dataclass(frozen=True)
-class Preset:
-    """What `make train` trains on one kind of machine: everything that differs from base_train's defaults."""
-
-    depth: int
-    n_embd: int
-    n_head: int
-    vocab_size: int
-    max_seq_len: int
-    device_batch_size: int
-    total_batch_size: int
-    num_iterations: int  # at most; the clock may end the run before
-    eval_every: int
-    shuffle_window: int = 10_000
-    matrix_lr: float = 0.02
-    embedding_lr: float = 0.2
-    unembedding_lr: float = 0.004
-    warmup_ratio: float = 0.0
-    warmdown_ratio: float = 0.4
-
-
-CPU = Preset(
-    depth=2,
-    n_embd=256,
-    n_head=2,
-    vocab_size=8192,
-    max_seq_len=256,
-    device_batch_size=16,
-    total_batch_size=4096,
-    num_iterations=2000,
-    eval_every=250,
-)
-CUDA = Preset(
-    depth=6,
-    n_embd=384,
-    n_head=3,
-    vocab_size=4096,
-    max_seq_len=512,
-    device_batch_size=64,
-    total_batch_size=32768,
-    num_iterations=800,
-    eval_every=100,
-)
-CUDA_FINEWEB = Preset(
-    depth=12,
-    n_embd=768,
-    n_head=6,
-    vocab_size=32768,
-    max_seq_len=1024,
-    device_batch_size=32,
-    total_batch_size=131072,
-    num_iterations=4000,
-    eval_every=250,
-)
 
 
 @dataclass(frozen=True)
@@ -88,6 +34,7 @@ class QuickConfig:
     gpt: str = flag("book", "whose model: book, mine, reference, or a file")
     data: str = flag("", "corpus (without: sotu; on CUDA fineweb, if there)")
     device_type: str = flag("", "cuda, mps or cpu (without: what there is)")
+    plan: str = flag("", "which plan (without: what the first steps allow)", choices=("", *PLANS))
     prepare_only: bool = flag(False, "prepare corpus and tokenizer, then stop")
 
     def __post_init__(self) -> None:
@@ -112,47 +59,72 @@ def prepare_tokenizer(name: str, vocab_size: int) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-def choose(config: QuickConfig) -> tuple[Preset, str]:
-    """The preset for this machine, and the name of the corpus."""
-    import torch
+def choose(config: QuickConfig) -> tuple[Plan, str, float]:
+    """The plan, the corpus, and the pace of the first steps (0: none taken); says which plan and why."""
+    from nanochat.machine import autocast_dtype
+    from nanochat.training import prepare_memory
 
-    kind = config.device_type or ("cuda" if torch.cuda.is_available() else "cpu")
-    if kind != "cuda":
-        return CPU, config.data or "sotu"
+    device = pick_device(config.device_type)
+    fineweb = device.type == "cuda" and has_fineweb()
+    data = config.data or ("fineweb" if fineweb else "sotu")
+    if config.plan:
+        return PLANS[config.plan], data, 0.0
+    if device.type == "cuda":
+        return (CUDA_FINEWEB if data == "fineweb" else CUDA), data, 0.0
+    prepare_memory(device)
+    pace = measured_pace(SMALL, device, autocast_dtype(device))
+    print0(explain(plan_for(pace), pace))
+    return plan_for(pace), data, pace
+
+
+def has_fineweb() -> bool:
+    """Whether both splits of the larger corpus are here."""
     try:
         parquet_files("fineweb", "train")
         parquet_files("fineweb", "val")
     except UserError:
-        return CUDA, config.data or "sotu"
-    data = config.data or "fineweb"
-    return (CUDA_FINEWEB if data == "fineweb" else CUDA), data
+        return False
+    return True
 
 
-def training_flags(config: QuickConfig, preset: Preset, data: str, time_left: float) -> TrainConfig:
-    """The configuration of scripts.base_train for this preset, this corpus and this many seconds."""
+def validation_size(tokenizer: Tokenizer, data: str) -> tuple[int, int]:
+    """Tokens and bytes of the validation text that is evaluated."""
+    texts = list(itertools.islice(documents(data, "val"), 1000))
+    return sum(map(len, tokenizer.encode(texts))), sum(len(text.encode()) for text in texts)
+
+
+def evaluation_seconds(plan: Plan, tokens: int, pace: float) -> float:
+    """How long a forward pass over so many tokens takes at this pace, in FLOP/s."""
+    return tokens * plan.flops_per_token() / 3 / pace if pace else 0.0
+
+
+def training_flags(config: QuickConfig, plan: Plan, data: str, time_left: float) -> TrainConfig:
+    """The configuration of scripts.base_train for this plan, this corpus and this many seconds."""
     return TrainConfig(
-        **asdict(preset),
+        **plan.flags(),
         gpt=config.gpt,
         data=data,
         device_type=config.device_type,
         time_limit=time_left,
         eval_tokens=2**19 if data == "fineweb" else WHOLE,
+        eval_every=AT_THE_END,
         core_metric_every=-1,
-        sample_every=preset.num_iterations,
-        save_every=preset.num_iterations,
+        sample_every=AT_THE_END,
+        save_every=AT_THE_END,
         log_every=50,
     )
 
 
-def summary(result: Result, preset: Preset, data: str, seconds: float) -> str:
+def summary(result: Result, plan: Plan, data: str, seconds: float) -> str:
     """What the run did, in numbers, and where everything is."""
-    untrained = next(r["val_bpb"] for r in read_metrics(result.folder) if "val_bpb" in r)
-    score = f"{result.val_bpb:.4f} bits per byte on text it never saw; untrained it had {untrained:.4f}"
+    tokens, size = validation_size(Tokenizer.load(tokenizer_folder(data, plan.vocab_size)), data)
+    guess = tokens * math.log2(plan.vocab_size) / size  # every token is equally likely
+    score = f"{result.val_bpb:.4f} bits per byte on text it never saw; a guess has {guess:.4f}"
     return f"""
 What this did, in {seconds:.0f} seconds
   corpus       {data}, in {corpus_folder(data)}
-  tokenizer    {preset.vocab_size:,} tokens, in {tokenizer_folder(data, preset.vocab_size)}
-  model        {preset.depth} blocks of width {preset.n_embd}: {result.parameters:,} parameters
+  tokenizer    {plan.vocab_size:,} tokens, in {tokenizer_folder(data, plan.vocab_size)}
+  model        {plan.depth} blocks of width {plan.n_embd}: {result.parameters:,} parameters
   training     {result.steps:,} steps, {result.tokens:,} tokens, {result.train_seconds:.0f} seconds
   validation   {score}
   everything   {result.folder}
@@ -171,17 +143,19 @@ def main() -> None:
     began = time.perf_counter()
     config = parse_flags(QuickConfig, sys.argv[1:], "python -m scripts.quickstart", "Train a small GPT.")
     choose_gpt(config.gpt)
-    preset, data = choose(config)
+    plan, data, pace = choose(config)
     prepare_corpus(data)
-    tokenizer = prepare_tokenizer(data, preset.vocab_size)
+    tokenizer = prepare_tokenizer(data, plan.vocab_size)
     print0(f"corpus {data} and a tokenizer of {tokenizer.vocab_size:,} tokens are ready")
     if config.prepare_only:
         return
-    time_left = config.seconds - RESERVE - (time.perf_counter() - began)
-    result = train(training_flags(config, preset, data, time_left))
+    tokens, _ = validation_size(tokenizer, data)
+    reserve = RESERVE + evaluation_seconds(plan, tokens, pace)
+    time_left = config.seconds - reserve - (time.perf_counter() - began)
+    result = train(training_flags(config, plan, data, time_left))
     if not result.finished:
         sys.exit(128 + result.signal)
-    print0(summary(result, preset, data, time.perf_counter() - began))
+    print0(summary(result, plan, data, time.perf_counter() - began))
 
 
 if __name__ == "__main__":

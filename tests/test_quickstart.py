@@ -13,17 +13,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from nanochat import training
+from nanochat import plans, training
 from nanochat.common import UserError
+from nanochat.normans_gpt import GPT, GPTConfig
 from nanochat.tokenizer import tokenizer_folder
-from nanochat.train_config import TrainConfig
+from nanochat.train_config import TrainConfig, model_shape
 from scripts import quickstart
 from tests.tiny_run import own_base, tiny_config
 
 ROOT = Path(__file__).parent.parent
 TINY = replace(
-    quickstart.CPU,
+    plans.SMALL,
     depth=1,
     n_embd=32,
     n_head=2,
@@ -32,7 +34,6 @@ TINY = replace(
     device_batch_size=2,
     total_batch_size=32,
     num_iterations=4,
-    eval_every=2,
     shuffle_window=16,
 )
 
@@ -41,7 +42,8 @@ TINY = replace(
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("base")
     with own_base(folder) as patch:
-        patch.setattr(quickstart, "CPU", TINY)
+        patch.setattr(quickstart, "SMALL", TINY)
+        patch.setattr(quickstart, "plan_for", lambda pace: TINY)
         yield folder
 
 
@@ -101,12 +103,11 @@ def test_only_preparing(
 
 
 def test_the_clock_is_kept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(quickstart, "CPU", replace(TINY, num_iterations=1_000_000, eval_every=1_000_000))
+    monkeypatch.setattr(quickstart, "plan_for", lambda pace: replace(TINY, num_iterations=1_000_000))
     monkeypatch.setattr(quickstart, "RESERVE", 16.0)
     began = time.perf_counter()
     run(monkeypatch, "--seconds=20")
     assert time.perf_counter() - began < 20
-    assert "Step 00000" in capsys.readouterr().out
 
 
 def test_a_signal_ends_it_with_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,17 +130,62 @@ def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         run(monkeypatch, "--data=nothing")
 
 
-@pytest.mark.parametrize("preset", [quickstart.CPU, quickstart.CUDA, quickstart.CUDA_FINEWEB])
-def test_the_presets_fit_together(preset: quickstart.Preset) -> None:
+@pytest.mark.parametrize("plan", plans.PLANS.values(), ids=plans.PLANS)
+def test_the_plans_fit_together(plan: plans.Plan) -> None:
     for data in ("sotu", "fineweb"):
-        config = quickstart.training_flags(quickstart.QuickConfig(), preset, data, 100.0)
+        config = quickstart.training_flags(quickstart.QuickConfig(), plan, data, 100.0)
         assert config.core_metric_every == -1
+        assert config.eval_every == config.save_every == config.sample_every == 0  # at the end, and only then
+    shape = model_shape(config, plan.vocab_size)
+    with torch.device("meta"):
+        model = GPT(GPTConfig(**shape))
+    assert model.estimate_flops() == plan.flops_per_token()
+
+
+def test_the_pace_chooses() -> None:
+    paces = [plan.from_pace for plan in plans.BY_PACE]
+    assert paces[0] == 0
+    assert paces == sorted(set(paces))
+    for plan in plans.BY_PACE:
+        assert plans.plan_for(plan.from_pace) is plan
+        assert plans.plan_for(plan.from_pace * 1.01 + 1) is plan
+        said = plans.explain(plan, plan.from_pace + 1e9)
+        assert f"plan {plan.name!r}" in said
+        assert f"at {plan.from_pace / 1e9 + 1:.0f} GFLOP/s" in said
+    assert f"would be {plans.BY_PACE[1].name!r}" in plans.explain(plans.BY_PACE[0], 1e9)
+
+
+def test_the_pace_is_that_of_the_best_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock on which the steps take 4, 2, 1 and 8 seconds."""
+    moments = iter([0.0, 4.0, 10.0, 12.0, 20.0, 21.0, 30.0, 38.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(moments))
+    work = TINY.device_batch_size * TINY.max_seq_len * TINY.flops_per_token()
+    assert plans.measured_pace(TINY, torch.device("cpu"), None) == work / 1.0
+
+
+def test_the_choice_asks_the_machine_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quickstart, "plan_for", plans.plan_for)
+    for pace, plan in ((1e9, plans.BY_PACE[0]), (1e15, plans.BY_PACE[-1])):
+        monkeypatch.setattr(quickstart, "measured_pace", lambda *_, pace=pace: pace)
+        assert quickstart.choose(quickstart.QuickConfig(device_type="cpu")) == (plan, "sotu", pace)
+        assert capsys.readouterr().out == plans.explain(plan, pace) + "\n"
+    monkeypatch.setattr(quickstart, "measured_pace", lambda *_: pytest.fail("there is nothing to measure"))
+    insisted = quickstart.QuickConfig(device_type="cpu", plan="wide", data="mine")
+    assert quickstart.choose(insisted) == (plans.WIDE, "mine", 0.0)
+
+
+def test_the_evaluation_is_set_aside() -> None:
+    """A third of the arithmetic of training on as many tokens."""
+    assert quickstart.evaluation_seconds(TINY, 3000, 1e6) == 1000 * TINY.flops_per_token() / 1e6
+    assert quickstart.evaluation_seconds(TINY, 3000, 0.0) == 0.0
 
 
 @pytest.mark.parametrize(
     ("cuda", "fineweb", "expected"),
     [
-        (False, True, ("CPU", "sotu")),
+        (False, True, ("TINY", "sotu")),
         (True, False, ("CUDA", "sotu")),
         (True, True, ("CUDA_FINEWEB", "fineweb")),
     ],
@@ -152,10 +198,10 @@ def test_a_larger_model_where_there_is_more_machine(
             raise UserError("no corpus")
         return []
 
-    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
     monkeypatch.setattr(quickstart, "parquet_files", files)
-    preset, data = quickstart.choose(quickstart.QuickConfig())
-    assert (preset, data) == (getattr(quickstart, expected[0]), expected[1])
+    monkeypatch.setattr(quickstart, "pick_device", lambda _: torch.device("cuda" if cuda else "cpu"))
+    plan, data, _ = quickstart.choose(quickstart.QuickConfig())
+    assert (plan, data) == ({"TINY": TINY, **vars(plans)}[expected[0]], expected[1])
 
 
 QUICK_FLAGS = (

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from nanochat.muon import Muon, orthogonalize
 from nanochat.normans_gpt import GPT, GPTConfig
+from nanochat.plans import WIDE
 from nanochat.train_config import TrainConfig
 from nanochat.training import learning_rate_multiplier, muon_momentum
-from scripts.quickstart import CPU
 from tools.pictures.style import SMALL, Palette, box, canvas, picture
 
 
@@ -25,12 +25,12 @@ def quick_model() -> GPT:
     with torch.device("meta"):
         return GPT(
             GPTConfig(
-                sequence_len=CPU.max_seq_len,
-                vocab_size=CPU.vocab_size,
-                n_layer=CPU.depth,
-                n_head=CPU.n_head,
-                n_kv_head=CPU.n_head,
-                n_embd=CPU.n_embd,
+                sequence_len=WIDE.max_seq_len,
+                vocab_size=WIDE.vocab_size,
+                n_layer=WIDE.depth,
+                n_head=WIDE.n_head,
+                n_kv_head=WIDE.n_head,
+                n_embd=WIDE.n_embd,
             )
         )
 
@@ -219,7 +219,7 @@ def singular_values() -> Tensor:
 def schedule(axes: list[Axes], palette: Palette) -> None:
     left, right = axes
     steps = 100
-    quick = TrainConfig(warmup_ratio=CPU.warmup_ratio, warmdown_ratio=CPU.warmdown_ratio)
+    quick = TrainConfig(warmup_ratio=WIDE.warmup_ratio, warmdown_ratio=WIDE.warmdown_ratio)
     cases = (
         ("default", TrainConfig(), palette.blue, "-"),
         ("make train", quick, palette.orange, "-"),

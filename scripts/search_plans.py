@@ -1,0 +1,154 @@
+"""Train variations of a plan, as long as a stated machine could in a stated time, and keep what came out."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import multiprocessing
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from nanochat.common import UserError, run_program, write_atomically
+from nanochat.flags import flag, parse_flags
+from nanochat.plans import PLANS, Plan
+from nanochat.turns import say, table
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """The flags of scripts.search_plans."""
+
+    plan: str = flag("small", "the plan to vary", choices=tuple(PLANS))
+    vary: str = flag("", "variations, joined by ';', each a list of NAME=VALUE; empty: the plan itself")
+    seconds: float = flag(225.0, "training time to imitate")
+    pace: float = flag(80e9, "FLOP/s of training steps to imitate; a variation may have its own")
+    seeds: int = flag(1, "trials of each variation, with seeds 42, 43, …")
+    eval_tokens: int = flag(-1, "validation tokens that judge; -1: all of them")
+    compile: str = flag("false", "compile the blocks", choices=("true", "false"))
+    out: str = flag("", "file for the record (without: results/plans-PLAN.json)")
+    show: str = flag("", "print the table of a record; train nothing")
+
+
+def variations(config: SearchConfig) -> list[dict[str, int | float]]:
+    """What each variation changes. Raises UserError for a name no plan has, or a value that is no number."""
+    kinds = {field.name: type(getattr(PLANS[config.plan], field.name)) for field in fields(Plan)}
+    kinds = {name: kind for name, kind in kinds.items() if kind in (int, float)} | {"pace": float}
+    found = []
+    for text in config.vary.split(";"):
+        changes: dict[str, int | float] = {}
+        for part in text.split():
+            name, _, value = part.partition("=")
+            if name not in kinds:
+                raise UserError(f"--vary: a plan has no {name!r}; it has {', '.join(kinds)}")
+            try:
+                changes[name] = kinds[name](value)
+            except ValueError:
+                raise UserError(f"--vary: {part!r} needs a number, as in {name}=2") from None
+        found.append(changes)
+    return found
+
+
+def identities(config: SearchConfig) -> list[dict[str, Any]]:
+    """All that decides what each trial computes."""
+    shared = {"seconds": config.seconds, "eval_tokens": config.eval_tokens, "compile": config.compile}
+    return [
+        {"plan": asdict(plan), "pace": changes.get("pace", config.pace), "seed": 42 + seed, **shared}
+        for changes in variations(config)
+        for plan in [replace(PLANS[config.plan], **{k: v for k, v in changes.items() if k != "pace"})]
+        for seed in range(config.seeds)
+    ]
+
+
+def run_trial(identity: dict[str, Any]) -> dict[str, Any]:
+    """Train and evaluate one trial; its record."""
+    import torch
+
+    from nanochat.machine import this_machine
+    from nanochat.train_config import TrainConfig, open_tokenizer
+    from nanochat.training import train
+    from scripts.quickstart import prepare_corpus, prepare_tokenizer
+
+    plan = Plan(**identity["plan"])
+    steps = round(identity["seconds"] * identity["pace"] / plan.flops_per_token() / plan.total_batch_size)
+    prepare_corpus("sotu")
+    prepare_tokenizer("sotu", plan.vocab_size)
+    chosen = {**plan.flags(), "num_iterations": max(1, steps), "seed": identity["seed"]}
+    config = TrainConfig(
+        **chosen,
+        eval_every=0,
+        core_metric_every=-1,
+        sample_every=-1,
+        save_every=-1,
+        log_every=500,
+        device_type="cpu",
+        compile=identity["compile"],
+        eval_tokens=identity["eval_tokens"],
+    )
+    with contextlib.redirect_stdout(sys.stderr):
+        result = train(config, open_tokenizer(config))
+    return {
+        "identity": identity,
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "parameters": result.parameters,
+        "bpb": result.val_bpb,
+        "machine": asdict(this_machine(torch.device("cpu"))),
+        "torch": torch.__version__,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def read_trials(path: Path) -> list[dict[str, Any]]:
+    """The trials of a record. Raises UserError if it is none."""
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["trials"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path} is no record of this program ({type(error).__name__}: {error})") from error
+
+
+def trials_table(trials: list[dict[str, Any]]) -> str:
+    """A row a trial, the best first: in what it differs from the plan of its name, and its bits per byte."""
+    rows = []
+    for trial in sorted(trials, key=lambda trial: float(trial["bpb"])):
+        identity = trial["identity"]
+        usual = asdict(PLANS[identity["plan"]["name"]])
+        changed = [f"{k}={v:g}" for k, v in identity["plan"].items() if k not in ("name",) and v != usual[k]]
+        rows.append(
+            [
+                " ".join(changed) or "as planned",
+                f"{identity['seconds']:g}",
+                f"{identity['pace'] / 1e9:.0f}",
+                str(identity["seed"]),
+                f"{trial['steps']:,}",
+                f"{trial['tokens'] / 1e6:.2f}",
+                f"{trial['bpb']:.4f}",
+            ]
+        )
+    header = ["differs in", "seconds", "GFLOP/s", "seed", "steps", "M tokens", "bits per byte"]
+    return table(header, rows)
+
+
+def main() -> None:
+    """Run what is missing, in order, and show the table."""
+    config = parse_flags(SearchConfig, sys.argv[1:], "python -m scripts.search_plans", __doc__ or "")
+    if config.show:
+        print(trials_table(read_trials(Path(config.show))))
+        return
+    path = Path(config.out or f"results/plans-{config.plan}.json")
+    trials = read_trials(path) if path.exists() else []
+    for identity in identities(config):
+        if any(trial["identity"] == identity for trial in trials):
+            continue
+        say(f"trial: {identity}")
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            trials.append(process.submit(run_trial, identity).result())
+        write_atomically(path, json.dumps({"format": 1, "trials": trials}, indent=1) + "\n")
+    print(trials_table(trials))
+
+
+if __name__ == "__main__":
+    run_program(main)
