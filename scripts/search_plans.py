@@ -33,13 +33,13 @@ class SearchConfig:
     show: str = flag("", "print the table of a record; train nothing")
 
 
-def variations(config: SearchConfig) -> list[dict[str, int | float]]:
+def variations(config: SearchConfig) -> list[dict[str, Any]]:
     """What each variation changes. Raises UserError for a name no plan has, or a value that is no number."""
     kinds = {field.name: type(getattr(PLANS[config.plan], field.name)) for field in fields(Plan)}
     kinds = {name: kind for name, kind in kinds.items() if kind in (int, float)} | {"pace": float}
     found = []
     for text in config.vary.split(";"):
-        changes: dict[str, int | float] = {}
+        changes: dict[str, Any] = {}
         for part in text.split():
             name, _, value = part.partition("=")
             if name not in kinds:
