@@ -208,8 +208,8 @@ def test_chapter_30_bends() -> None:
 
 
 def test_chapter_30_embedding_and_cap() -> None:
-    assert 1 / math.sqrt(2 * 256) == pytest.approx(0.04, abs=0.005)
-    says(30, f"$0.2 \\cdot \\sqrt{{768/256}} = {0.2 * 3**0.5:.2f}$ a step")
+    says(30, f"scatters by $1/\\sqrt{{2C}}$, that is {100 / math.sqrt(2 * 256):.1f} % for $C = 256$")
+    says(30, f"$0.2 \\cdot \\sqrt{{768/256}} = {0.2 * 3**0.5:.2f}$ on a weight of size 1")
     assert V / 512 == 128
     assert SOFTCAP == 15
     raw = [1, 5, 15, 30, 45]
