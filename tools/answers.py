@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 
 from tools.numbers import without_code
+from tools.pages import pages_of
 from tools.problems import Problem
 
 OPENING = re.compile(r'<details markdown="1"><summary>(?P<word>[^<>]+)</summary>')
@@ -68,7 +69,7 @@ def misfolded_in(root: Path) -> list[Problem]:
     """The same for all pages below lit/."""
     return [
         problem
-        for path in sorted((root / "lit").rglob("*.md"))
+        for path in pages_of(root)
         for problem in misfolded(
             path.relative_to(root).as_posix(), path.read_text(encoding="utf-8-sig", errors="replace")
         )
