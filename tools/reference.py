@@ -138,7 +138,7 @@ class Constants(Mapping[str, Any]):
             raise ValueError("no value")
         try:
             code = compile(ast.Expression(node), "<constant>", "eval")
-            return eval(code, {"__builtins__": {"range": range, "len": len}}, self)
+            return eval(code, {"__builtins__": {"range": range, "len": len, "tuple": tuple}}, self)
         except Exception as error:
             raise ValueError(f"{ast.unparse(node)}: {error}") from None
 

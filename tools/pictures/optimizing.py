@@ -201,7 +201,7 @@ def singular_values() -> Tensor:
     torch.manual_seed(0)
     u, v = (torch.linalg.qr(torch.randn(64, 20))[0] for _ in range(2))
     matrix = (u * torch.logspace(0, -3.2, 20)) @ v.T
-    steps = [orthogonalize(matrix[None], steps=k)[0].float() for k in range(6)]
+    steps = [orthogonalize(matrix[None], steps=k, dtype=torch.float32)[0] for k in range(6)]
     return torch.stack([(u.T @ x @ v).diagonal() for x in steps])
 
 
