@@ -49,7 +49,7 @@ FORMATS = ("float32", "bfloat16")
 VOCAB_SIZE = 4096  # of the tokenizer that is measured
 WARM_UP = 3  # repetitions that do not count
 DEVICES = ("", "cuda", "mps", "cpu")
-PARTS = ("forward", "backward", "clipping", "AdamW", "Muon", "Newton-Schulz")
+PARTS = ("blocks, forward", "loss", "blocks, backward", "clipping", "AdamW", "Muon")
 TITLES = {
     "steps": "A training step",
     "loss": "The loss: all logits at once, or in chunks",
@@ -98,12 +98,12 @@ D20 = Size(n_layer=20, n_embd=1280, n_head=10, vocab_size=65536, T=2048, B=32)
 TINY = Size(n_layer=1, n_embd=32, n_head=1, vocab_size=512, T=32, B=1)
 
 
-def small() -> Size:
-    """What `make train` trains on a CPU."""
+def small(bfloat16: bool) -> Size:
+    """What `make train` trains on a machine that multiplies bfloat16 in hardware, or that does not."""
     # Imported here, because the site is built where neither PyTorch nor a tokenizer is installed.
-    from nanochat.plans import WIDE
+    from nanochat.plans import SMALL, WIDE
 
-    plan = WIDE
+    plan = WIDE if bfloat16 else SMALL
     return Size(
         plan.depth, plan.n_embd, plan.n_head, plan.vocab_size, plan.max_seq_len, plan.device_batch_size
     )
@@ -112,32 +112,34 @@ def small() -> Size:
 GROUPS = ("steps", "loss", "small", "compile", "d12", "d20", "tokenizer", "loader", "decoding")
 
 
-def cases_for(device_type: str, quick: bool) -> list[Case]:
-    """Everything there is to measure on this kind of device; quick: what needs no compiler, at tiny sizes."""
+def cases_for(machine: Machine, quick: bool) -> list[Case]:
+    """Everything there is to measure on this machine; quick: what needs no compiler, at tiny sizes."""
+    formats = FORMATS if machine.bfloat16 else FORMATS[:1]
     if quick:
-        return [case for case in all_cases(TINY, TINY, TINY, TINY) if not case.compiled]
-    if device_type == "cuda":
+        return [case for case in all_cases(TINY, TINY, TINY, TINY, FORMATS) if not case.compiled]
+    if machine.type == "cuda":
         large = [
             Case(f"d{size.n_layer}", "bfloat16, compiled", "step", size, compiled="blocks")
             for size in (D12, D20)
         ]
         middle = replace(D12, B=8)
-        return all_cases(SEED, middle, middle, replace(D12, B=1)) + large
-    return all_cases(SEED, replace(SEED, B=4), SEED, SEED) + both_ways("small", small(), "bfloat16")
+        return all_cases(SEED, middle, middle, replace(D12, B=1), formats) + large
+    ours = both_ways("small", small(machine.bfloat16), formats[-1])
+    return all_cases(SEED, replace(SEED, B=4), SEED, SEED, formats) + ours
 
 
-def all_cases(steps: Size, loss: Size, compiling: Size, decoding: Size) -> list[Case]:
-    """The groups that exist on every device, at the given sizes."""
+def all_cases(steps: Size, loss: Size, compiling: Size, decoding: Size, formats: Sequence[str]) -> list[Case]:
+    """The groups that exist on every device, at the given sizes; the last of the formats is the fast one."""
+    fast = formats[-1]
     ways = [(loss_way, compiled) for compiled in ("", "blocks") for loss_way in ("all at once", "in chunks")]
     threads = sorted({1, 2, min(8, own_cores())})
-    text = replace(small(), vocab_size=VOCAB_SIZE)
+    text = replace(small(bfloat16=True), vocab_size=VOCAB_SIZE)
     return [
-        *both_ways("steps", steps, "float32"),
-        *both_ways("steps", steps, "bfloat16"),
-        *(Case("loss", f"{way}, {how(c)}", "step", loss, compiled=c, loss=way) for way, c in ways),
-        Case("compile", "eager", "step", compiling),
-        Case("compile", "whole model", "step", compiling, compiled="whole", fresh=True),
-        Case("compile", "block by block", "step", compiling, compiled="blocks", fresh=True),
+        *(case for dtype in formats for case in both_ways("steps", steps, dtype)),
+        *(Case("loss", f"{way}, {how(c)}", "step", loss, fast, compiled=c, loss=way) for way, c in ways),
+        Case("compile", "eager", "step", compiling, fast),
+        Case("compile", "whole model", "step", compiling, fast, compiled="whole", fresh=True),
+        Case("compile", "block by block", "step", compiling, fast, compiled="blocks", fresh=True),
         *(Case("tokenizer", f"{n} thread{'s' * (n > 1)}", "encode", text, count=n) for n in threads),
         Case("loader", f"T={text.T}, B={text.B}", "load", text),
         Case("decoding", "float32, no cache", "decode", decoding, "float32", cached=False),
@@ -224,12 +226,10 @@ def train(case: Case, device: torch.device) -> Work:
     """Seconds of one complete training step."""
     import torch
 
-    from nanochat import muon
-
     torch.manual_seed(0)
     began = time.perf_counter()
     model, clock = build_model(case, device), Clock(device)
-    muon.orthogonalize = timed(clock, "Newton-Schulz", muon.orthogonalize)
+    time_the_loss(model, clock)
     adamw, muons = model.setup_optimizers()
     forward = compile_as_asked(case, model)
     shape = (case.size.B, case.size.T + 1)
@@ -239,7 +239,7 @@ def train(case: Case, device: torch.device) -> Work:
         with clock.part("total"):
             with clock.part("forward"), torch.autocast(device.type, torch.bfloat16, case.dtype == "bfloat16"):
                 loss = forward(tokens[:, :-1], tokens[:, 1:])
-            with clock.part("backward"):
+            with clock.part("blocks, backward"):
                 loss.backward()  # type: ignore[no-untyped-call]
             with clock.part("clipping"):
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -257,7 +257,8 @@ def train(case: Case, device: torch.device) -> Work:
     tokens = case.size.B * case.size.T
     parameters = sum(p.numel() for p in model.parameters())
     flops = tokens * model.estimate_flops()
-    return {"tokens": tokens, "flops": flops, "parameters": parameters, "first step": first}, turn
+    facts = {"tokens": tokens, "flops": flops, "parameters": parameters, "first step": first}
+    return {**facts, "bounds": bounds_of_parts(case)}, turn
 
 
 def build_model(case: Case, device: torch.device) -> GPT:
@@ -273,15 +274,40 @@ def build_model(case: Case, device: torch.device) -> GPT:
     return model
 
 
-def timed(clock: Clock, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, its time added to part `name`."""
+def time_the_loss(model: GPT, clock: Clock) -> None:
+    """Add the time of the model's loss, which computes its gradients as well, to a part of its own."""
+    names = vars(sys.modules[type(model).__module__])
+    if function := names.get("softcapped_cross_entropy"):
 
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with clock.part(name):
-            return function(*args, **kwargs)
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with clock.part("loss"):
+                return function(*args, **kwargs)
 
-    return wrapper
+        names["softcapped_cross_entropy"] = wrapper
+
+
+def bounds_of_parts(case: Case) -> dict[str, dict[str, float]]:
+    """For each part of a step the arithmetic it cannot avoid, and the bytes: every operand once.
+
+    The operands of products are in the case's format, weights and averages in float32.
+    """
+    size, item = case.size, 2 if case.dtype == "bfloat16" else 4
+    L, C, V, N = size.n_layer, size.n_embd, size.vocab_size, size.B * size.T
+    matrices, tables = 12 * L * C * C, 2 * V * C
+    forward = 2 * matrices * N + 4 * L * C * size.T * N
+    square, wide = 6 * C**2, 18 * C**2  # 4m²n + 2m³, over C: a step of Newton–Schulz for n = m, n = 4m
+    return {
+        "blocks, forward": {"flops": forward, "bytes": item * L * (18 * N * C + 12 * C * C)},
+        "loss": {"flops": 6 * V * C * N, "bytes": item * (2 * N * C + 2 * V * C) + 4 * V * C},
+        "blocks, backward": {
+            "flops": 2 * forward,
+            "bytes": item * L * (36 * N * C + 12 * C * C) + 4 * matrices,
+        },
+        "clipping": {"flops": 0, "bytes": 3 * 4 * (matrices + tables)},  # read for the norm, read, written
+        "AdamW": {"flops": 0, "bytes": 7 * 4 * tables},  # weight, gradient, two averages read; three written
+        "Muon": {"flops": 5 * L * C * (4 * square + 2 * wide), "bytes": 5 * 4 * matrices},
+    }
 
 
 def compile_as_asked(case: Case, model: GPT) -> Callable[[Tensor, Tensor], Tensor]:
@@ -512,14 +538,14 @@ class BenchConfig:
         """Repetitions of each case."""
         return self.repeats or (2 if self.quick else 9)
 
-    def groups(self, device_type: str) -> dict[str, list[Case]]:
+    def groups(self, machine: Machine) -> dict[str, list[Case]]:
         """The cases to measure, by group. Raises UserError if there are none on this kind of device."""
         every: dict[str, list[Case]] = {}
-        for case in cases_for(device_type, self.quick):
+        for case in cases_for(machine, self.quick):
             every.setdefault(case.group, []).append(case)
         wanted = [name for name in self.cases.split(",") if name] or list(every)
         if missing := [name for name in wanted if name not in every]:
-            size = "--quick" if self.quick else f"a device of type {device_type}"
+            size = "--quick" if self.quick else f"a device of type {machine.type}"
             raise UserError(f"--cases: {missing[0]} is not measured on {size}; there are {', '.join(every)}")
         return {name: [replace(case, gpt=self.gpt) for case in every[name]] for name in wanted}
 
@@ -539,7 +565,7 @@ class BenchConfig:
 def measure(config: BenchConfig) -> dict[str, Any]:
     """The whole record of a run: every group of cases, measured in turns."""
     device_type = pick_device(config.device_type).type
-    groups = config.groups(device_type)
+    groups = config.groups(this_machine(pick_device(config.device_type)))
     try_model(config.gpt)
     began, load_before = time.time(), os.getloadavg()
     kept = os.environ.get("NANOCHAT_BASE_DIR")
@@ -616,7 +642,7 @@ def tables(record: dict[str, Any]) -> str:
     for name, cases in record["groups"].items():
         parts.append(f"### {TITLES[name]}\n\n{size_line(cases[-1])}\n\n{group_table(cases, record)}")
         if name in ("steps", "small", "d12", "d20"):
-            parts.append(parts_table(cases))
+            parts += [parts_table(case, cases[0]) for case in cases if case["compiled"]]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -680,18 +706,30 @@ def group_table(cases: list[dict[str, Any]], record: dict[str, Any]) -> str:
     return table(header, rows)
 
 
-def parts_table(cases: list[dict[str, Any]]) -> str:
-    """Where the time of each training step goes, in per cent of it."""
-    steps = [case for case in cases if case["work"] == "step" and case["turns"] and not case["failed"]]
-    rows = []
-    for case in steps:
-        parts = [part if part in case["turns"][0] else "" for part in PARTS]  # another Muon has no such part
-        shares = [
-            f"{statistics.median(turn[part] / turn['total'] for turn in case['turns']):.0%}" if part else ""
-            for part in parts
-        ]
-        rows.append([case["name"], *shares])
-    return table(["where the time goes", *PARTS[:-1], f"of it {PARTS[-1]}"], rows) if rows else ""
+def parts_table(case: dict[str, Any], yardstick: dict[str, Any]) -> str:
+    """Where the time of a training step goes, and how near each part is to what the machine allows."""
+    bounds, rows = case["facts"].get("bounds"), []
+    if not bounds or case["failed"] or not case["turns"]:
+        return ""
+    for part, needed in bounds.items():
+        if part == "loss" and part not in case["turns"][0]:  # another model's is a part of its forward pass
+            continue
+        turns = zip(case["turns"], yardstick["turns"], strict=True)
+        pairs = [(seconds_of(part, turn), one) for turn, one in turns]
+        arithmetic = [needed["flops"] / yardstick["facts"]["flops"] * one[case["dtype"]] for _, one in pairs]
+        memory = [needed["bytes"] / yardstick["facts"]["bytes"] * one["copy"] for _, one in pairs]
+        reached = [max(a, m) / s for (s, _), a, m in zip(pairs, arithmetic, memory, strict=True)]
+        share = [s / turn["total"] for (s, _), turn in zip(pairs, case["turns"], strict=True)]
+        took = statistics.median(s for s, _ in pairs)
+        times = [number(1000 * value) for value in (took, *map(statistics.median, (arithmetic, memory)))]
+        rows.append([part, *times, *(f"{statistics.median(ratio):.0%}" for ratio in (share, reached))])
+    bound = ["bound of arithmetic, ms", "bound of memory, ms"]
+    return table([case["name"], "ms", *bound, "of the step", "bound / time"], rows)
+
+
+def seconds_of(part: str, turn: dict[str, float]) -> float:
+    """The seconds of one part of a step; what is called the blocks is the forward pass without its loss."""
+    return turn["forward"] - turn.get("loss", 0.0) if part == "blocks, forward" else turn[part]
 
 
 def size_line(case: dict[str, Any]) -> str:

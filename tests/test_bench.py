@@ -19,7 +19,7 @@ from scripts import bench
 ROOT = Path(__file__).parents[1]
 CHAPTER = ROOT / "lit" / "68-benchmarks.md"
 HERE = replace(this_machine(torch.device("cpu")), played="")
-RECORD = ROOT / "results" / "bench-cpu.json"
+RECORD = ROOT / "results" / "bench-cpu-bfloat16.json"
 
 
 def run(*flags: str) -> subprocess.CompletedProcess[str]:
@@ -52,11 +52,12 @@ def test_a_run_prints_tables_and_keeps_its_record(quick):
     for case in (first, second):
         assert not case["failed"]
         assert len(case["turns"]) == 3
-        assert {"total", *bench.PARTS} == set(case["turns"][0])
+        assert {"total", "forward", *bench.PARTS[1:]} == set(case["turns"][0])
+        assert set(case["facts"]["bounds"]) == set(bench.PARTS)
         assert case["seconds"]["low"] <= case["seconds"]["median"] <= case["seconds"]["high"]
         assert case["peak_memory_bytes"] > 50e6
         turn = case["turns"][0]
-        assert turn["Newton-Schulz"] < turn["Muon"] < turn["total"]
+        assert turn["loss"] < turn["forward"] < turn["total"]
     size = bench.TINY
     assert first["facts"]["tokens"] == size.B * size.T
 
@@ -104,14 +105,39 @@ def test_wrong_flags_are_one_line(flags, message):
     assert not done.stdout
 
 
-def test_a_model_with_another_muon_has_an_empty_cell(quick):
+def test_the_bounds_of_all_parts_are_the_arithmetic_of_a_step() -> None:
+    """What the parts of forward and backward need is what the model counts; Muon's share is the chapter's."""
+    size = bench.Size(n_layer=3, n_embd=64, n_head=2, vocab_size=512, T=32, B=4)
+    case = bench.Case("steps", "a step", "step", size, "float32")
+    model, bounds = bench.build_model(case, torch.device("cpu")), bench.bounds_of_parts(case)
+    passes = ("blocks, forward", "loss", "blocks, backward")
+    assert sum(bounds[part]["flops"] for part in passes) == size.B * size.T * model.estimate_flops()
+    assert bounds["Muon"]["flops"] == 300 * size.n_layer * size.n_embd**3
+    assert bounds["AdamW"]["bytes"] == 28 * 2 * model.lm_head.weight.numel()
+    assert bounds["clipping"]["bytes"] == 12 * sum(p.numel() for p in model.parameters())
+    narrow = bench.bounds_of_parts(replace(case, dtype="bfloat16"))
+    assert all(narrow[part]["flops"] == bounds[part]["flops"] for part in bounds)
+    assert narrow["blocks, forward"]["bytes"] == bounds["blocks, forward"]["bytes"] / 2
+
+
+def test_the_table_of_parts_sets_each_beside_its_bounds(quick) -> None:
     record = json.loads(quick[1].read_text())
-    for turn in record["groups"]["steps"][1]["turns"]:
-        del turn["Newton-Schulz"]
-    lines = bench.tables(record).splitlines()
-    start = next(i for i, line in enumerate(lines) if "where the time" in line)
-    row = next(line for line in lines[start:] if "float32, eager" in line)
-    assert row.split("|")[-2].strip() == ""
+    yardstick, case, _ = record["groups"]["steps"]
+    yardstick["facts"], case["facts"]["bounds"] = {"flops": 1000, "bytes": 1000}, {}
+    for part in bench.PARTS:
+        case["facts"]["bounds"][part] = {"flops": 2000, "bytes": 500}
+    for one, turn in zip(yardstick["turns"], case["turns"], strict=True):
+        one.update(float32=0.001, copy=0.002)
+        turn.update({"total": 0.04, "forward": 0.009, "loss": 0.005, "blocks, backward": 0.008})
+        turn.update({"clipping": 0.002, "AdamW": 0.002, "Muon": 0.002})
+    rows = {line.split("|")[1].strip(): line for line in bench.parts_table(case, yardstick).splitlines()}
+    cells = [cell.strip() for cell in rows["blocks, forward"].split("|")[2:-1]]
+    assert cells == ["4.00", "2.00", "1.00", "10%", "50%"]
+    for turn in case["turns"]:
+        del turn["loss"]  # as another model's
+    rows = {line.split("|")[1].strip(): line for line in bench.parts_table(case, yardstick).splitlines()}
+    assert "loss" not in rows
+    assert rows["blocks, forward"].split("|")[2].strip() == "9.00"
 
 
 def test_only_a_full_run_replaces_the_record():
@@ -127,7 +153,7 @@ def test_another_model_can_be_measured(tmp_path: Path, monkeypatch: pytest.Monke
     source = (ROOT / "nanochat" / "normans_gpt.py").read_text()
     mine = tmp_path / "normans_gpt.py"
     mine.write_text(source)
-    groups = bench.BenchConfig(gpt=str(mine), quick=True).groups("cpu")
+    groups = bench.BenchConfig(gpt=str(mine), quick=True).groups(HERE)
     assert {case.gpt for cases in groups.values() for case in cases} == {str(mine)}
     step = next(case for case in groups["steps"] if case.work == "step")
     model = bench.build_model(step, torch.device("cpu"))
@@ -143,10 +169,13 @@ def test_another_model_can_be_measured(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_every_group_has_cases_on_some_device():
-    groups = {case.group for device in ("cpu", "cuda") for case in bench.cases_for(device, quick=False)}
+    machines = [
+        replace(HERE, type=device, bfloat16=has) for device in ("cpu", "cuda") for has in (True, False)
+    ]
+    groups = {case.group for machine in machines for case in bench.cases_for(machine, quick=False)}
     assert groups == set(bench.GROUPS) == set(bench.TITLES)
-    for device in ("cpu", "cuda", "mps"):
-        cases = bench.cases_for(device, quick=False)
+    for machine in machines:
+        cases = bench.cases_for(machine, quick=False)
         assert len({(case.group, case.name) for case in cases}) == len(cases)
         assert all(case.work in bench.WORK for case in cases)
         with pytest.raises(UserError, match="there are steps"):
@@ -160,7 +189,7 @@ def text(tmp_path, monkeypatch):
 
 
 def works(work: str) -> list[bench.Case]:
-    return [case for case in bench.cases_for("cpu", quick=True) if case.work == work]
+    return [case for case in bench.cases_for(HERE, quick=True) if case.work == work]
 
 
 def one_turn(case: bench.Case) -> tuple[dict[str, float], dict[str, float]]:

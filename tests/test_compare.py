@@ -214,7 +214,7 @@ def test_the_chapters_arithmetic():
     below = torch.tensor(15.999)
     assert (torch.nextafter(below, torch.tensor(16.0)) - below).item() == pytest.approx(2**-20)
     shares = 0.0
-    bench = json.loads((ROOT / "results" / "bench-cpu.json").read_text())
+    bench = json.loads((ROOT / "results" / "bench-cpu-bfloat16.json").read_text())
     for turn in bench["groups"]["steps"][4]["turns"]:
         shares += sum(turn[part] for part in ("clipping", "AdamW", "Muon")) / turn["total"]
     assert bench["groups"]["steps"][4]["name"] == "bfloat16, compiled"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nanochat.machine import this_machine
 from scripts import bench
 from scripts.base_train import train
 from scripts.learn_via_debug.debug_gpt_components import WalkConfig, walk
@@ -62,7 +63,7 @@ def test_the_walk_tells_the_same_story():
 @pytest.mark.parametrize("group", ["steps", "decoding"])
 def test_the_benchmark(group):
     config = bench.BenchConfig(device_type="cpu", cases=group, repeats=1, quick=True, gpt="reference")
-    for case in config.groups("cpu")[group]:
+    for case in config.groups(this_machine(torch.device("cpu")))[group]:
         facts, turn = bench.WORK[case.work](case, torch.device("cpu"))
         assert facts["tokens"] > 0
         assert turn()["total"] > 0

@@ -142,9 +142,8 @@ def loss_in_chunks(axes: list[Axes], palette: Palette) -> None:
     left.set_title("counted, GB")
     left.set_xlabel("rows $B\\,T$")
     left.grid(True)
-    measured = {
-        case["name"]: case["peak_memory_bytes"] / 1e9 for case in record("bench-cpu")["groups"]["loss"]
-    }
+    cases = record("bench-cpu-bfloat16")["groups"]["loss"]
+    measured = {case["name"]: case["peak_memory_bytes"] / 1e9 for case in cases}
     pairs = (
         ("all at\nonce", "all at once, eager", palette.blue),
         ("in\nchunks", "in chunks, eager", palette.orange),
