@@ -6,9 +6,11 @@ Importing this module does not import torch; the functions that need it do.
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,10 +62,50 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free space, fix the permissions, "
-            "or set NANOCHAT_BASE_DIR to another folder"
-        ) from error
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """What to raise when the operating system refuses to write."""
+    return UserError(
+        f"cannot write {path}: {error.strerror or error}; free space, fix the permissions, "
+        "or set NANOCHAT_BASE_DIR to another folder"
+    )
+
+
+@contextmanager
+def one_at_a_time(lock: Path, doing: str, wait: bool = True) -> Iterator[None]:
+    """Run the block in one process at a time, of all that name the same file `lock`.
+
+    doing: what the holder does, as in "trains this tokenizer". A second process waits after a line that names
+    the first, or, without `wait`, gets it as a UserError. Raises UserError if `lock` cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    held = FileLock(lock)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire(timeout=0)
+    except Timeout:
+        first = f"{_holder(lock)} {doing}"
+        if not wait:
+            raise UserError(f"{first}: wait until it has ended, or end it") from None
+        print0(f"waiting: {first}")
+        held.acquire()
+    except OSError as error:
+        raise cannot_write(lock, error) from error
+    try:
+        with suppress(OSError):  # only the message to others depends on it
+            lock.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        yield
+    finally:
+        held.release()
+
+
+def _holder(lock: Path) -> str:
+    with suppress(OSError, ValueError):
+        return lock.read_text(encoding="utf-8") or "another process"
+    return "another process"
 
 
 @dataclass(frozen=True)

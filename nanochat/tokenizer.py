@@ -7,13 +7,14 @@ import binascii
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 import tiktoken
 
-from nanochat.common import UserError, base_dir, write_atomically
+from nanochat.common import UserError, base_dir, one_at_a_time, print0, write_atomically
+from nanochat.dataset import documents
 from nanochat.machine import own_cores
 
 if TYPE_CHECKING:
@@ -225,3 +226,49 @@ class Tokenizer:
 
         sizes = [len(token) for token in self.tokens]
         return torch.tensor(sizes + [0] * len(self.specials), dtype=torch.int64)
+
+
+TRAINING_CHARS = 100_000_000
+
+
+def prepare_tokenizer(data: str, vocab_size: int) -> Tokenizer:
+    """The tokenizer of this corpus and size; if it is missing, train it, after a line that says so.
+
+    Raises UserError if the corpus is missing, or too small for so many tokens.
+    """
+    folder = tokenizer_folder(data, vocab_size)
+    if (folder / "tokenizer.json").exists():
+        return Tokenizer.load(folder)
+    from tqdm import tqdm
+
+    with one_at_a_time(folder.with_name(f".{folder.name}.lock"), f"trains the tokenizer {folder.name}"):
+        if not (folder / "tokenizer.json").exists():
+            print0(f"tokenizer: {data} has none of {vocab_size:,} tokens yet, so one is trained in {folder}")
+            texts = first_characters(documents(data, "train"), TRAINING_CHARS)
+            bar = tqdm(texts, unit=" documents", desc="reading", leave=False, disable=None)
+            Tokenizer.train(bar, vocab_size).save(folder, f"the first {TRAINING_CHARS} characters of {data}")
+    return Tokenizer.load(folder)
+
+
+def first_characters(texts: Iterable[str], limit: int) -> Iterator[str]:
+    """The texts up to `limit` characters in all, the last one cut."""
+    for text in texts:
+        yield text[:limit]
+        limit -= len(text)
+        if limit <= 0:
+            return
+
+
+def usual_vocab_size(data: str) -> int:
+    """Of the tokenizers that `data` has, the size nearest to the default, after a line that says so."""
+    folders = [path.parent.name for path in (base_dir() / "tokenizers").glob("*/tokenizer.json")]
+    sizes = sorted(int(m[1]) for name in folders if (m := re.fullmatch(rf"{re.escape(data)}-(\d+)", name)))
+    if not sizes:
+        return DEFAULT_VOCAB_SIZE
+    nearest = min(sizes, key=lambda size: max(size / DEFAULT_VOCAB_SIZE, DEFAULT_VOCAB_SIZE / size))
+    several = f", of {', '.join(f'{size:,}' for size in sizes)}," if len(sizes) > 1 else ""
+    print0(
+        f"tokenizer: the one of {nearest:,} tokens that {data} has{several} is taken"
+        " (--vocab_size takes or makes another)"
+    )
+    return nearest

@@ -7,9 +7,9 @@ import os
 from dataclasses import dataclass
 
 from nanochat.common import UserError
-from nanochat.dataset import parquet_files
+from nanochat.dataset import prepare_corpus
 from nanochat.flags import flag
-from nanochat.tokenizer import DEFAULT_VOCAB_SIZE, Tokenizer, tokenizer_folder
+from nanochat.tokenizer import SMALLEST_VOCAB_SIZE, Tokenizer, prepare_tokenizer, usual_vocab_size
 
 DEVICES = ("", "cuda", "mps", "cpu")
 SHUFFLE_WINDOW = 1024
@@ -39,7 +39,7 @@ class TrainConfig:
     n_head: int = flag(0, "H, query heads (0: one for every 128 of the width)")
     n_kv_head: int = flag(0, "key and value heads (0: as many as query heads)")
     data: str = flag("sotu", "name of the corpus", group="the data")
-    vocab_size: int = flag(0, "V, choosing the tokenizer (0: the default size)")
+    vocab_size: int = flag(0, "V, choosing the tokenizer (0: the one there is, else the default size)")
     shuffle_window: int = flag(SHUFFLE_WINDOW, "sequences shuffled together (1: the order of the text)")
     num_iterations: int = flag(
         -1,
@@ -97,6 +97,8 @@ def refuse_impossible_values(config: TrainConfig) -> None:
     for name in ("warmup_ratio", "warmdown_ratio", "final_lr_frac"):
         if not 0 <= getattr(config, name) <= 1:
             raise UserError(f"--{name}={getattr(config, name)}: must be between 0 and 1")
+    if 0 < config.vocab_size < SMALLEST_VOCAB_SIZE:
+        raise UserError(f"--vocab_size={config.vocab_size}: the smallest possible is {SMALLEST_VOCAB_SIZE}")
     if config.warmup_ratio + config.warmdown_ratio > 1:
         raise UserError(
             f"--warmup_ratio={config.warmup_ratio} and --warmdown_ratio={config.warmdown_ratio}: "
@@ -176,13 +178,16 @@ def world_size() -> int:
 
 
 def open_tokenizer(config: TrainConfig) -> Tokenizer:
-    """The tokenizer of this run, after checking that it and the corpus exist. Imports no PyTorch.
+    """The tokenizer of this run, made if it is missing, as the corpus `sotu` is. PyTorch only to resume.
 
-    Raises UserError naming the command that makes what is missing.
+    Raises UserError for another corpus that is missing, with the command that prepares it.
     """
-    parquet_files(config.data, "train")
-    parquet_files(config.data, "val")
-    return Tokenizer.load(tokenizer_folder(config.data, config.vocab_size or DEFAULT_VOCAB_SIZE))
+    prepare_corpus(config.data)
+    if config.resume and not config.vocab_size:
+        from nanochat.checkpoint_manager import find_run
+
+        return Tokenizer.load(find_run(config.resume) / "tokenizer")
+    return prepare_tokenizer(config.data, config.vocab_size or usual_vocab_size(config.data))
 
 
 def refuse_a_short_split(config: TrainConfig, tokenizer: Tokenizer) -> None:

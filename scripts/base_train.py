@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nanochat.common import run_program
@@ -29,7 +30,7 @@ def train(config: TrainConfig) -> Result:
     from nanochat import training
 
     with gaps_explained(config.gpt):
-        return training.train(config, tokenizer)
+        return training.train(replace(config, vocab_size=tokenizer.vocab_size), tokenizer)
 
 
 def main() -> None:

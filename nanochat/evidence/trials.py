@@ -16,10 +16,11 @@ from torch import Tensor
 
 from nanochat.common import Ranks
 from nanochat.dataloader import TokenLoader
+from nanochat.dataset import prepare_corpus
 from nanochat.evidence.settings import Setting
 from nanochat.evidence.variations import VariedGPT, build, patched
 from nanochat.loss_eval import evaluate_bpb
-from nanochat.tokenizer import Tokenizer
+from nanochat.tokenizer import Tokenizer, prepare_tokenizer
 from nanochat.train_config import TrainConfig
 from nanochat.training import accumulate_gradients, learning_rate_multiplier, muon_momentum
 
@@ -36,8 +37,6 @@ class Text:
         self.tokenizer: Tokenizer | None = None
         self.token_bytes = torch.ones(setting.vocab_size, dtype=torch.int64)
         if setting.data != "random":
-            from scripts.quickstart import prepare_corpus, prepare_tokenizer
-
             prepare_corpus(setting.data)
             self.tokenizer = prepare_tokenizer(setting.data, setting.vocab_size)
             self.token_bytes = self.tokenizer.token_bytes()
