@@ -12,6 +12,7 @@ from nanochat.flags import flag
 from nanochat.tokenizer import SMALLEST_VOCAB_SIZE, Tokenizer, prepare_tokenizer, usual_vocab_size
 
 DEVICES = ("", "cuda", "mps", "cpu")
+FORMATS = ("auto", "bfloat16", "float32")
 SHUFFLE_WINDOW = 1024
 
 
@@ -26,7 +27,7 @@ class TrainConfig:
     log_every: int = flag(1, "steps between lines on the terminal")
     seed: int = flag(42, "seed of the weights and of the order of the data")
     device_type: str = flag("", "cuda, mps or cpu (without: the first of these there is)", choices=DEVICES)
-    dtype: str = flag("auto", "format of matrix products", choices=("auto", "bfloat16", "float32"))
+    dtype: str = flag("auto", "format of matrix products", choices=FORMATS)
     compile: str = flag("auto", "compile the blocks (auto: where it pays)", choices=("auto", "true", "false"))
     trace: bool = flag(False, "print every call of the model's functions up to the first step")
     statistics: bool = flag(False, "with --trace: mean, deviation and largest magnitude of each tensor")
@@ -56,6 +57,9 @@ class TrainConfig:
     embedding_lr: float = flag(0.2, "learning rate of the embedding (AdamW)")
     unembedding_lr: float = flag(0.004, "learning rate of lm_head (AdamW)")
     matrix_lr: float = flag(0.02, "learning rate of the blocks' matrices (Muon)")
+    muon_dtype: str = flag(
+        "auto", "format in which Muon orthogonalizes (auto: the fastest here)", choices=FORMATS
+    )
     weight_decay: float = flag(0.0, "weight decay of embedding and lm_head (AdamW)")
     grad_clip: float = flag(1.0, "longest allowed gradient, in L2 norm (0: any)")
     warmup_ratio: float = flag(0.0, "part of the run in which the learning rate rises")

@@ -48,6 +48,7 @@ from nanochat.loss import compile_kernel
 from nanochat.loss_eval import evaluate_bpb
 from nanochat.machine import autocast_dtype, peak_flops, this_machine
 from nanochat.models import choose_gpt, load_gpt
+from nanochat.muon import Muon
 from nanochat.normans_gpt import GPT
 from nanochat.run_log import RunLog, plot_metrics
 from nanochat.tokenizer import Tokenizer
@@ -528,6 +529,9 @@ def training_run(config: TrainConfig, tokenizer: Tokenizer, ranks: Ranks, signal
             matrix_lr=config.matrix_lr,
             weight_decay=config.weight_decay,
         )
+        for optimizer in optimizers:
+            if isinstance(optimizer, Muon) and config.muon_dtype != "auto":
+                optimizer.ns_dtype = getattr(torch, config.muon_dtype)
         flops_per_token = model.estimate_flops()
     passes = accumulation_steps(config, ranks.world_size)
     parameters = sum(p.numel() for p in model.parameters())

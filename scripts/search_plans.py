@@ -7,14 +7,16 @@ import datetime
 import json
 import multiprocessing
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nanochat.common import UserError, run_program, write_atomically
 from nanochat.flags import flag, parse_flags
 from nanochat.plans import PLANS, Plan
+from nanochat.train_config import FORMATS
 from nanochat.turns import say, table
 
 
@@ -35,8 +37,11 @@ class SearchConfig:
 
 def variations(config: SearchConfig) -> list[dict[str, Any]]:
     """What each variation changes. Raises UserError for a name no plan has, or a value that is no number."""
-    kinds = {field.name: type(getattr(PLANS[config.plan], field.name)) for field in fields(Plan)}
-    kinds = {name: kind for name, kind in kinds.items() if kind in (int, float)} | {"pace": float}
+    usual = asdict(PLANS[config.plan])
+    kinds: dict[str, Callable[[str], Any]] = {
+        name: type(value) for name, value in usual.items() if not isinstance(value, str)
+    }
+    kinds |= {"pace": float, "muon_dtype": format_of_muon}
     found = []
     for text in config.vary.split(";"):
         changes: dict[str, Any] = {}
@@ -47,18 +52,33 @@ def variations(config: SearchConfig) -> list[dict[str, Any]]:
             try:
                 changes[name] = kinds[name](value)
             except ValueError:
-                raise UserError(f"--vary: {part!r} needs a number, as in {name}=2") from None
+                wanted = "auto, bfloat16 or float32" if name == "muon_dtype" else f"a number, as in {name}=2"
+                raise UserError(f"--vary: {part!r} needs {wanted}") from None
         found.append(changes)
     return found
 
 
+def format_of_muon(text: str) -> str:
+    """The text, if it names a format in which Muon can work; otherwise ValueError."""
+    if text not in FORMATS:
+        raise ValueError(text)
+    return text
+
+
 def identities(config: SearchConfig) -> list[dict[str, Any]]:
     """All that decides what each trial computes."""
+    apart = ("pace", "muon_dtype")  # no part of a plan
     shared = {"seconds": config.seconds, "eval_tokens": config.eval_tokens, "compile": config.compile}
     return [
-        {"plan": asdict(plan), "pace": changes.get("pace", config.pace), "seed": 42 + seed, **shared}
+        {
+            "plan": asdict(plan),
+            "pace": changes.get("pace", config.pace),
+            "muon_dtype": changes.get("muon_dtype", "auto"),
+            "seed": 42 + seed,
+            **shared,
+        }
         for changes in variations(config)
-        for plan in [replace(PLANS[config.plan], **{k: v for k, v in changes.items() if k != "pace"})]
+        for plan in [replace(PLANS[config.plan], **{k: v for k, v in changes.items() if k not in apart})]
         for seed in range(config.seeds)
     ]
 
@@ -83,6 +103,7 @@ def run_trial(identity: dict[str, Any]) -> dict[str, Any]:
         log_every=500,
         device_type="cpu",
         compile=identity["compile"],
+        muon_dtype=identity["muon_dtype"],
         eval_tokens=identity["eval_tokens"],
     )
     with contextlib.redirect_stdout(sys.stderr):
@@ -107,13 +128,20 @@ def read_trials(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} is no record of this program ({type(error).__name__}: {error})") from error
 
 
+def tables(record: dict[str, Any]) -> str:
+    """The table of a record."""
+    return trials_table(record["trials"])
+
+
 def trials_table(trials: list[dict[str, Any]]) -> str:
     """A row a trial, the best first: in what it differs from the plan of its name, and its bits per byte."""
     rows = []
     for trial in sorted(trials, key=lambda trial: float(trial["bpb"])):
         identity = trial["identity"]
         usual = asdict(PLANS[identity["plan"]["name"]])
-        changed = [f"{k}={v:g}" for k, v in identity["plan"].items() if k not in ("name",) and v != usual[k]]
+        changed = [f"{k}={v:g}" for k, v in identity["plan"].items() if k != "name" and v != usual[k]]
+        if identity.get("muon_dtype", "auto") != "auto":
+            changed.append(f"muon_dtype={identity['muon_dtype']}")
         rows.append(
             [
                 " ".join(changed) or "as planned",

@@ -1,0 +1,126 @@
+"""The search for plans: what is varied, how long a trial trains, what is kept, what is not done twice."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nanochat import plans
+from nanochat.common import UserError
+from scripts import search_plans
+from scripts.search_plans import SearchConfig, identities, variations
+from tests.programs import run_main
+
+
+def test_variations_are_read() -> None:
+    config = SearchConfig(vary="n_embd=192 matrix_lr=0.03; ; pace=9e10 muon_dtype=float32")
+    assert variations(config) == [
+        {"n_embd": 192, "matrix_lr": 0.03},
+        {},
+        {"pace": 9e10, "muon_dtype": "float32"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("n_embed=192", "a plan has no 'n_embed'; it has from_pace, depth, n_embd"),
+        ("n_embd=wide", "'n_embd=wide' needs a number, as in n_embd=2"),
+        ("n_embd=1.5", "needs a number"),
+        ("muon_dtype=float16", "needs auto, bfloat16 or float32"),
+        ("name=small", "a plan has no 'name'"),
+    ],
+)
+def test_a_misspelt_variation_is_refused(text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        variations(SearchConfig(vary=text))
+
+
+def test_each_seed_of_each_variation_is_a_trial() -> None:
+    config = SearchConfig(vary="n_embd=192; pace=9e10", pace=8e10, seeds=2)
+    found = [(one["plan"]["n_embd"], one["pace"], one["seed"]) for one in identities(config)]
+    usual = plans.SMALL.n_embd
+    assert found == [(192, 8e10, 42), (192, 8e10, 43), (usual, 9e10, 42), (usual, 9e10, 43)]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """Trials that are only noted, in this process."""
+    ran: list[dict[str, object]] = []
+
+    class Here:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def __enter__(self) -> Here:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def submit(self, _: object, identity: dict[str, object]) -> Here:
+            ran.append(identity)
+            return self
+
+        def result(self) -> dict[str, object]:
+            bpb = 2.0 - len(ran) / 10
+            return {"identity": ran[-1], "steps": 10, "tokens": 1_000_000, "parameters": 1, "bpb": bpb}
+
+    monkeypatch.setattr(search_plans, "ProcessPoolExecutor", Here)
+    return ran
+
+
+def test_what_is_there_is_not_tried_again(
+    fake: list[dict[str, object]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "plans.json"
+    assert run_main(search_plans.main, "--vary=matrix_lr=0.01", f"--out={out}") == 0
+    assert run_main(search_plans.main, "--vary=matrix_lr=0.01; n_embd=64", f"--out={out}") == 0
+    assert len(fake) == 2
+    assert len(json.loads(out.read_text())["trials"]) == 2
+    capsys.readouterr()
+    assert run_main(search_plans.main, f"--show={out}") == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert "n_embd=64" in rows[2]  # the better one first
+    assert "matrix_lr=0.01" in rows[3]
+    assert len(fake) == 2
+
+
+@pytest.mark.parametrize("content", [None, "no json", "[]", '{"format": 1}'])
+def test_what_is_no_record_is_one_line(
+    content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_text(content)
+    assert run_main(search_plans.main, f"--show={path}") == 2
+    assert "is no record of this program" in capsys.readouterr().err
+
+
+def test_the_number_of_steps_is_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds times pace over the operations of a step, whatever the clock says."""
+    from nanochat import training
+    from scripts import quickstart
+
+    class Enough(Exception):
+        pass
+
+    def train(config: object, _: object) -> None:
+        seen.append(config)
+        raise Enough
+
+    seen: list[object] = []
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(quickstart, "prepare_corpus", lambda name: None)
+    monkeypatch.setattr(quickstart, "prepare_tokenizer", lambda name, size: None)
+    monkeypatch.setattr("nanochat.train_config.open_tokenizer", lambda config: None)
+    config = SearchConfig(vary="total_batch_size=4096", seconds=100, pace=1e11)
+    with pytest.raises(Enough):
+        search_plans.run_trial(identities(config)[0])
+    plan = replace(plans.SMALL, total_batch_size=4096)
+    assert seen[0].num_iterations == round(1e13 / (plan.flops_per_token() * 4096))
+    assert seen[0].eval_every == 0
+    assert seen[0].seed == 42
