@@ -78,6 +78,14 @@ def processor_quota() -> float:
     return math.inf
 
 
+def use_own_cores() -> None:
+    """Let PyTorch start at most a thread for each core that is ours, unless $OMP_NUM_THREADS says how many."""
+    import torch
+
+    if not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(min(torch.get_num_threads(), own_cores()))
+
+
 def own_memory() -> int:
     """Bytes of memory that this process may use: the machine's, a container's limit, or what is played."""
     limits = []

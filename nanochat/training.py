@@ -46,7 +46,7 @@ from nanochat.dataloader import TokenLoader
 from nanochat.engine import Engine
 from nanochat.loss import compile_kernel
 from nanochat.loss_eval import evaluate_bpb
-from nanochat.machine import autocast_dtype, peak_flops, this_machine
+from nanochat.machine import autocast_dtype, peak_flops, this_machine, use_own_cores
 from nanochat.models import choose_gpt, load_gpt
 from nanochat.muon import Muon
 from nanochat.normans_gpt import GPT
@@ -513,6 +513,7 @@ def training_run(config: TrainConfig, tokenizer: Tokenizer, ranks: Ranks, signal
     place = Workplace(ranks, device, dtype, signals)
     torch.manual_seed(config.seed)
     torch.set_float32_matmul_precision("high")
+    use_own_cores()
     prepare_memory(device)
     shape = model_shape(config, tokenizer.vocab_size)
     whose = choose_gpt(config.gpt).record()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanochat.common import peak_memory_bytes, pick_device
-from nanochat.machine import peak_flops, this_machine
+from nanochat.machine import peak_flops, this_machine, use_own_cores
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +50,7 @@ def set_up_as_training_does(device: torch.device, reuse: bool = True) -> None:
     from nanochat.training import prepare_memory
 
     torch.set_float32_matmul_precision("high")
+    use_own_cores()
     prepare_memory(device, reuse)
 
 

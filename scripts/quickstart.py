@@ -44,7 +44,7 @@ class QuickConfig:
 
 def choose(config: QuickConfig) -> tuple[Plan, str, float]:
     """The plan, the corpus, and the pace of the first steps (0: none taken); says which plan and why."""
-    from nanochat.machine import autocast_dtype
+    from nanochat.machine import autocast_dtype, use_own_cores
     from nanochat.training import prepare_memory
 
     device = pick_device(config.device_type)
@@ -55,6 +55,7 @@ def choose(config: QuickConfig) -> tuple[Plan, str, float]:
     if device.type == "cuda":
         return (CUDA_FINEWEB if data == "fineweb" else CUDA), data, 0.0
     prepare_memory(device)
+    use_own_cores()
     pace = measured_pace(SMALL, device, autocast_dtype(device))
     print0(explain(plan_for(pace), pace))
     return plan_for(pace), data, pace

@@ -187,6 +187,19 @@ def test_a_quota_counts(monkeypatch: pytest.MonkeyPatch, files: dict[str, str], 
     assert machine.own_cores() == expected
 
 
+@pytest.mark.parametrize(("said", "expected"), [("", 1), ("3", 2)])
+@pytest.mark.usefixtures("unlimited")
+def test_a_quota_limits_the_threads(monkeypatch: pytest.MonkeyPatch, said: str, expected: int) -> None:
+    """A process that may use one core of two starts one thread, unless the user has said how many."""
+    asked = [2]
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    monkeypatch.setattr(machine, "own_cores", lambda: 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: asked[-1])
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    machine.use_own_cores()
+    assert asked[-1] == expected
+
+
 @pytest.mark.usefixtures("unlimited")
 def test_a_containers_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(path: Path, **_: str) -> str:
