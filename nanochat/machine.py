@@ -79,7 +79,7 @@ def processor_quota() -> float:
 
 
 def use_own_cores() -> None:
-    """Let PyTorch start at most a thread for each core that is ours, unless $OMP_NUM_THREADS says how many."""
+    """Let PyTorch start at most a thread for each core that is ours, unless $OMP_NUM_THREADS is set."""
     import torch
 
     if not os.environ.get("OMP_NUM_THREADS"):
