@@ -218,6 +218,18 @@ class TestTraining:
         with pytest.raises(UserError, match="give only 265 tokens"):
             Tokenizer.train([], 300)
 
+    def test_the_patterns_of_the_exercise(self, speeches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        """The trainer takes both, and tokens then cross words; `(?s)` it would refuse."""
+        exercise = CHAPTER.split("## Exercises")[1].split(" 2. ")[0]
+        patterns = [exercise.split('SPLIT_PATTERN = r"')[1].split('"')[0], exercise.rsplit("`", 2)[1]]
+        for pattern in patterns:
+            monkeypatch.setattr(module, "SPLIT_PATTERN", pattern)
+            tokens = Tokenizer.train([speeches[0][:2000]], 350).tokens
+            assert any(b" " in token.strip() for token in tokens)
+        monkeypatch.setattr(module, "SPLIT_PATTERN", "(?s).+")
+        with pytest.raises(Exception, match="undefined group option"):
+            Tokenizer.train(["abab"], 266)
+
     def test_the_numbers_of_the_chapter(self, speeches: list[str]) -> None:
         """Trains the default tokenizer, so a little slow."""
         rows = Tokenizer.train(speeches, 4096).encode(speeches)
