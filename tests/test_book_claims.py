@@ -355,3 +355,11 @@ def test_rows_of_the_nearest_orthogonal_matrix() -> None:
         assert (lengths.max() - lengths.min() < 1e-9) == (k <= C)
     says(40, "Up to $k = C$ rows, none of which depends on the others, that is exactly 1 for each")
     says(40, "a row's length is $\\sqrt{C/k}$ in root mean square", f"$0.95^{{100}} = {0.95**100:.3f}$")
+
+
+def test_the_unit_roundoff_of_each_format() -> None:
+    """The chapter on machines derives its bounds from half the distance to the next number above 1."""
+    page = " ".join((LIT / "60b-this-machine.md").read_text(encoding="utf-8").split())
+    assert math.log2(torch.finfo(torch.float32).eps / 2) == -24
+    assert math.log2(torch.finfo(torch.bfloat16).eps / 2) == -8
+    assert "($2^{-24}$ in float32, $2^{-8}$ in bfloat16)" in page
