@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import errno
 import json
+import os
 import re
 import sys
 import textwrap
@@ -208,6 +210,12 @@ class Session:
 
 def run(session: Session, args: argparse.Namespace) -> int:
     """Rehearse the training and explain where it stops; judge what has changed. 0: all is well."""
+    code = rehearse_and_judge(session, args)
+    return 0 if args.any_answer else code
+
+
+def rehearse_and_judge(session: Session, args: argparse.Namespace) -> int:
+    """What `run` does; 1 where something is missing or wrong."""
     if session.shop.create():
         print(f"{shown(session.shop.file)} is yours now: the model's skeleton. It is never overwritten.")
     report = session.start_rehearsal(trace=not args.no_trace, quiet=False)()
@@ -494,6 +502,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     made["run"].add_argument(
         "--then-train", action="store_true", help="status 0 wherever the training runs to its end"
     )
+    made["run"].add_argument("--any-answer", action="store_true", help="status 0 whatever the answer is")
     made["check"].add_argument("--file", metavar="F", help="another file than yours; nothing is remembered")
     for name in ("check", "status"):
         made[name].add_argument("--json", action="store_true", help="for programs")
@@ -515,8 +524,30 @@ def execute(argv: Sequence[str], session: Session) -> int:
     args = parse(argv)
     try:
         return COMMANDS[args.command](session, args)
+    except (OSError, UserError) as error:
+        if text := refused_by_system(error, session.shop.folder):
+            raise UserError(text) from error
+        raise
     finally:
         session.tell_notes()
+
+
+def refused_by_system(error: Exception, folder: Path) -> str | None:
+    """What to do about an error, if it says that the workshop's folder cannot be written to."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if not isinstance(cause, OSError):
+        return None
+    folder = folder.absolute()
+    if cause.filename:
+        place = Path(os.fsdecode(cause.filename)).absolute()
+        if not (place.is_relative_to(folder) or folder.is_relative_to(place)):
+            return None
+    elif cause.errno not in (errno.ENOSPC, errno.EDQUOT):  # a full disk names no file
+        return None
+    return (
+        f"{shown(folder)}, where your file and its log live, cannot be written to: {cause.strerror}. Make "
+        "room or mend its permissions, or name another folder: NANOCHAT_WORKSHOP=/path/to/one make learn"
+    )
 
 
 def main() -> None:

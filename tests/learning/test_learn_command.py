@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -154,6 +155,52 @@ def test_the_first_error_is_the_one_promised(say: Say, session: Session) -> None
     assert FIRST_ERROR in said
     line = int(re.findall(r"write      .*:(\d+)", said)[0])
     assert "raise NotImplementedError" in session.shop.file.read_text().split("\n")[line - 1]
+
+
+def test_any_answer_is_an_answer(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For `make learn`: the status is 0 for each, and Python's own 1 is left for a crash."""
+    answers: list[int] = []
+    monkeypatch.setattr(learn, "rehearse_and_judge", lambda *_: answers[-1])
+    for code in (0, 1):
+        answers.append(code)
+        assert execute(["run"], session) == code
+        assert execute(["run", "--any-answer"], session) == 0
+    assert "run --any-answer\n" in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.parametrize("what", ["the file", "its copy", "the ledger", "a full disk"])
+def test_a_workshop_that_cannot_be_written_to(
+    session: Session, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line that names another place to go to, whichever is written first."""
+    shop, command = session.shop, "check norm"
+    if what == "the file":
+        shop.folder, command = shop.file / "below", "run"
+    elif what == "its copy":
+        (shop.folder / "kept").write_text("a file where the folder should be\n")
+        command = "reset --all"
+    else:
+        code = errno.ENOSPC if what == "a full disk" else errno.EROFS
+        place = [] if what == "a full disk" else [str(shop.ledger)]
+
+        def refuse(*_: object) -> None:
+            raise OSError(code, os.strerror(code), *place)
+
+        monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(UserError, match=r"cannot be written to: .* NANOCHAT_WORKSHOP=") as caught:
+        execute(command.split(), session)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_errors_of_the_system_are_not_taken_for_it(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> int:
+        raise FileNotFoundError(2, "No such file or directory", str(SKELETON))
+
+    monkeypatch.setattr(learn, "rehearse_and_judge", broken)
+    with pytest.raises(FileNotFoundError):
+        execute(["run"], session)
 
 
 def test_the_skeleton_is_copied_once(say: Say, session: Session) -> None:
