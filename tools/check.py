@@ -1,9 +1,13 @@
 """Compare, lint and type, and change nothing. Complaints about tangled code name the chapter as well."""
 
 import importlib
+import os
 import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tools.diff import describe
@@ -69,19 +73,31 @@ def quality(root: Path, outputs: dict[str, Output]) -> list[str]:
     """The names of the tools that complain, having passed on what they say."""
     python = root / ".venv" / "bin" / "python"
     failed = []
-    for name, arguments in COMMANDS:
-        done = subprocess.run(
-            [str(python), *arguments],
-            cwd=root,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            failed.append(name)
-            sys.stdout.write(annotate(done.stdout, outputs))
+    with environment_of_tools(root) as environment:
+        for name, arguments in COMMANDS:
+            done = subprocess.run(
+                [str(python), *arguments],
+                cwd=root,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=environment,
+                check=False,
+            )
+            if done.returncode:
+                failed.append(name)
+                sys.stdout.write(annotate(done.stdout, outputs))
     return failed
+
+
+@contextmanager
+def environment_of_tools(root: Path) -> Iterator[dict[str, str]]:
+    """Variables for ruff and mypy. Both end with an internal error where they may not write their caches."""
+    if os.access(root, os.W_OK):
+        yield dict(os.environ)
+        return
+    with tempfile.TemporaryDirectory() as caches:
+        yield {**os.environ, "RUFF_CACHE_DIR": f"{caches}/ruff", "MYPY_CACHE_DIR": f"{caches}/mypy"}
 
 
 def annotate(text: str, outputs: dict[str, Output]) -> str:

@@ -140,7 +140,7 @@ def test_a_mistake_fails_the_build(built: tuple[Path, Answer], old: str, new: st
 
 def read(project: Project, monkeypatch: pytest.MonkeyPatch, serving: bool) -> Woven:
     monkeypatch.setattr(site, "ROOT", project.root)
-    config: Any = SimpleNamespace(mdx_configs={})
+    config: Any = SimpleNamespace(mdx_configs={}, site_dir=str(project.root / "site"))
     last_good = site.read_book(config, serving, None)
     project.change("lit/10-first.md", "<<gamma>>", "<<gama>>")
     return site.read_book(config, serving, last_good)

@@ -7,6 +7,7 @@ and shows the mistake on the page where it is.
 import importlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -44,6 +45,11 @@ NOT_SEARCHED = ("files/", "records/")  # what is found there is found in a chapt
 def read_book(config: MkDocsConfig, serving: bool, last_good: Woven | None) -> Woven:
     """Read the book and give it back. A mistake ends the build; while serving it is kept, to be shown."""
     global weaver
+    site = Path(config.site_dir)
+    if not serving and not os.access(site if site.is_dir() else site.parent, os.W_OK):
+        raise BuildError(
+            f"{site} cannot be written to. Build elsewhere: mkdocs build --site-dir /path/to/one"
+        )
     problems: list[Problem] = []
     book = last_good or Woven()
     try:
