@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nanochat.common import UserError, base_dir, write_atomically
+from nanochat.common import UserError, base_dir, one_at_a_time, write_atomically
 
 FORMAT = 1  # to be raised when what is written changes meaning
 META_NAME = re.compile(r"meta_(\d{6,})\.json")
@@ -234,3 +235,8 @@ def find_run(tag: str = "latest") -> Path:
 def last_save(folder: Path) -> float:
     """When the run in `folder` last completed a checkpoint, in seconds since 1970."""
     return max((folder / file_name("meta", step)).stat().st_mtime for step in saved_steps(folder))
+
+
+def only_writer(folder: Path) -> AbstractContextManager[None]:
+    """The block in which this process alone trains in a run's folder. Raises UserError naming another."""
+    return one_at_a_time(folder / ".lock", f"trains in {folder}", wait=False)

@@ -5,7 +5,6 @@ Importing this module does not import torch; the functions that need it do.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import math
@@ -13,9 +12,9 @@ import os
 import platform
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nanochat import system
 from nanochat.common import UserError
 from nanochat.played import VARIABLE, given_up
 
@@ -57,25 +56,9 @@ class Machine:
 
 def own_cores() -> int:
     """The cores that this process may keep busy: of its affinity and its quota the smaller; at least 1."""
-    try:
-        allowed = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows tell only how many there are
-        allowed = os.cpu_count() or 1
+    allowed = system.allowed_cores()
     played = int(given_up().get("threads") or allowed)
-    return max(1, math.ceil(min(allowed, played, processor_quota())))
-
-
-def processor_quota() -> float:
-    """The cores' worth of time that a container's quota grants; infinite where there is none."""
-    with contextlib.suppress(OSError, ValueError):  # control groups, version 2
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return int(quota) / int(period)  # quota is "max" where there is none: a ValueError
-    with contextlib.suppress(OSError, ValueError):  # version 1
-        quota, period = (
-            Path(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us").read_text() for name in ("quota", "period")
-        )
-        return int(quota) / int(period) if int(quota) > 0 else math.inf
-    return math.inf
+    return max(1, math.ceil(min(allowed, played, system.granted_cores())))
 
 
 def use_own_cores() -> None:
@@ -88,12 +71,7 @@ def use_own_cores() -> None:
 
 def own_memory() -> int:
     """Bytes of memory that this process may use: the machine's, a container's limit, or what is played."""
-    limits = []
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # "max" is no number
-            limits.append(int((Path("/sys/fs/cgroup") / name).read_text()))
+    limits = system.memory_limits()
     if played := given_up().get("memory"):
         limits.append(int(played) * 10**9)
     return min(limits, default=0)
@@ -123,10 +101,7 @@ def this_machine(device: torch.device) -> Machine:
     """What this process may use of `device` and its host. It is asked once."""
     import torch
 
-    processor = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration, IndexError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        processor = next(line for line in lines if line.startswith("model name")).split(": ")[1]
+    processor = system.processor_name()
     return Machine(
         type=device.type,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else processor,

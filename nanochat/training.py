@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import math
 import os
@@ -12,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
@@ -21,11 +20,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from nanochat import system
 from nanochat.checkpoint_manager import (
     Checkpoint,
     find_run,
     load_checkpoint,
     new_run,
+    only_writer,
     runs_folder,
     save_checkpoint,
 )
@@ -201,21 +202,14 @@ def prepare_memory(device: torch.device, reuse: bool = True) -> None:
     if device.type != "cpu":
         return
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by PyTorch at its first large allocation
-    if not reuse:
-        return
-    try:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the top of the heap stays
-    except (AttributeError, OSError, TypeError):
-        return
+    if reuse:
+        system.keep_freed_memory()
 
 
 def release_memory(device: torch.device) -> None:
     """On a CPU, give back what is free now but was kept for reuse; without glibc, do nothing."""
     if device.type == "cpu":
-        with suppress(AttributeError, OSError, TypeError):
-            ctypes.CDLL(None).malloc_trim(0)
+        system.return_freed_memory()
 
 
 COMPILING_PAYS_AFTER = 120.0  # seconds of training on a CPU
@@ -500,14 +494,16 @@ def train(config: TrainConfig, tokenizer: Tokenizer) -> Result:
     """Train a model as `config` says, on this process or, under torchrun, as one of several."""
     ranks = init_ranks(config.device_type)
     try:
-        with Signals(ranks) as signals:
-            return training_run(config, tokenizer, ranks, signals)
+        with Signals(ranks) as signals, ExitStack() as held:
+            return training_run(config, tokenizer, ranks, signals, held)
     finally:
         leave_ranks()
 
 
-def training_run(config: TrainConfig, tokenizer: Tokenizer, ranks: Ranks, signals: Signals) -> Result:
-    """The run itself: prepare, loop, sum up."""
+def training_run(
+    config: TrainConfig, tokenizer: Tokenizer, ranks: Ranks, signals: Signals, held: ExitStack
+) -> Result:
+    """The run itself: prepare, loop, sum up. What must be given up at the end goes into `held`."""
     device = pick_device(config.device_type, ranks)
     dtype = autocast_dtype(device, config.dtype)
     place = Workplace(ranks, device, dtype, signals)
@@ -548,15 +544,20 @@ def training_run(config: TrainConfig, tokenizer: Tokenizer, ranks: Ranks, signal
     progress = Progress()
     position = None
     if config.resume:
-        saved = load_checkpoint(find_run(config.resume))
-        refuse_another_model(saved, shape, tokenizer, config)
-        go_on_with(saved, model, optimizers)
-        progress, position, folder = Progress(**saved.meta["progress"]), saved.meta["loader"], saved.folder
+        folder = find_run(config.resume)
     elif ranks.first:
         folder = new_run(config.model_tag, f"d{config.depth}")
-        tokenizer.save(folder / "tokenizer")
     else:
         folder = runs_folder()  # only the first process writes
+    if ranks.first:
+        held.enter_context(only_writer(folder))
+    if config.resume:
+        saved = load_checkpoint(folder)
+        refuse_another_model(saved, shape, tokenizer, config)
+        go_on_with(saved, model, optimizers)
+        progress, position = Progress(**saved.meta["progress"]), saved.meta["loader"]
+    elif ranks.first:
+        tokenizer.save(folder / "tokenizer")
     first_step = progress.step
     saved_at = progress.step if config.resume else -1
     log = RunLog(folder, progress.records, enabled=ranks.first)

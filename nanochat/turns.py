@@ -12,9 +12,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanochat import system
 from nanochat.common import peak_memory_bytes, pick_device
 from nanochat.machine import peak_flops, this_machine, use_own_cores
 
@@ -60,8 +60,7 @@ def forget_peak(device: torch.device) -> None:
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+    system.forget_peak()
 
 
 def held_memory_bytes(device: torch.device) -> int:
@@ -70,11 +69,7 @@ def held_memory_bytes(device: torch.device) -> int:
 
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    return 0
+    return system.process_bytes()
 
 
 class Child:
@@ -154,6 +149,11 @@ def describe_machine(device_type: str) -> dict[str, Any]:
         "code": code,
         "datasheet_flops": datasheet[0] if datasheet[1] == "datasheet" else 0.0,
     }
+
+
+def load_line(load: Sequence[float]) -> str:
+    """What was running on the machine before, of the averages that the system tells, if it does."""
+    return f"Load of the machine before: {f'{load[0]:.1f}' if load else 'unknown'}"
 
 
 def number(value: float) -> str:

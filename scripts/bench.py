@@ -26,11 +26,13 @@ from nanochat.flags import flag, parse_flags
 from nanochat.learning.gaps import gaps_explained
 from nanochat.machine import Machine, measure_rates, own_cores, this_machine
 from nanochat.models import choose_gpt, load_gpt
+from nanochat.system import load_average
 from nanochat.turns import (
     NO_MEMORY,
     Child,
     Work,
     describe_machine,
+    load_line,
     number,
     say,
     set_up_as_training_does,
@@ -566,7 +568,7 @@ def measure(config: BenchConfig) -> dict[str, Any]:
     device_type = pick_device(config.device_type).type
     groups = config.groups(this_machine(pick_device(config.device_type)))
     try_model(config.gpt)
-    began, load_before = time.time(), os.getloadavg()
+    began, load_before = time.time(), load_average()
     kept = os.environ.get("NANOCHAT_BASE_DIR")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         os.environ["NANOCHAT_BASE_DIR"] = folder  # also for the children
@@ -586,7 +588,7 @@ def measure(config: BenchConfig) -> dict[str, Any]:
         "command": shlex.join(["python", "-m", "scripts.bench", *config.as_flags()]),
         "config": asdict(config),
         "machine": describe_machine(device_type),
-        "load_average": {"before": load_before, "after": os.getloadavg()},
+        "load_average": {"before": load_before, "after": load_average()},
         "seconds": round(time.time() - began, 1),
         "text": text,
         "groups": records,
@@ -631,11 +633,10 @@ def tables(record: dict[str, Any]) -> str:
     """All tables of a record, as Markdown."""
     machine = record["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
-    load = record["load_average"]["before"][0]
     lines = [
         f"{machine['device']}, {machine['cores']} cores, {machine['system']}; {versions}.",
         f"Measured {record['date']} in {record['seconds']:.0f} s by `{record['command']}`.",
-        f"Load of the machine before: {load:.1f}; text: {record['text']}.",
+        f"{load_line(record['load_average']['before'])}; text: {record['text']}.",
     ]
     parts = ["\n".join(lines), machine_table(record)]
     for name, cases in record["groups"].items():

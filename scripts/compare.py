@@ -24,12 +24,14 @@ from typing import TYPE_CHECKING, Any
 from nanochat.common import UserError, peak_memory_bytes, pick_device, run_program, write_atomically
 from nanochat.flags import flag, parse_flags
 from nanochat.models import choose_gpt, load_gpt
+from nanochat.system import load_average
 from nanochat.turns import (
     Child,
     Work,
     describe_machine,
     forget_peak,
     held_memory_bytes,
+    load_line,
     number,
     say,
     set_up_as_training_does,
@@ -360,7 +362,7 @@ def as_tensors(tokens: Any, device: torch.device) -> tuple[torch.Tensor, torch.T
 
 def compare(config: CompareConfig, device_type: str) -> dict[str, Any]:
     """The whole record of a comparison. What has been measured is kept after every seed."""
-    began, load_before = time.time(), os.getloadavg()
+    began, load_before = time.time(), load_average()
     shape, batch_size = config.sizes(device_type)
     texts = prepare_texts(config, shape, batch_size)
     core = config.core_items > 0 and not config.quick and core_is_there()
@@ -610,7 +612,7 @@ def machine_line(record: dict[str, Any]) -> str:
         f"T={shape['sequence_len']}, B={record['batch_size']}; {steps} steps; {record['text']}.\n"
         f"{machine['device']}, {machine['cores']} cores; {versions}.\n"
         f"Measured {record['date']} in {record['seconds']:.0f} s by `{record['command']}`.\n"
-        f"Load of the machine before: {record['load_average'][0]:.1f}."
+        f"{load_line(record['load_average'])}."
     )
 
 

@@ -8,13 +8,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nanochat.common import UserError, one_at_a_time
+from scripts import base_train
+from tests.programs import run_main
+from tests.tiny_run import flags, own_base, records, tiny_config
 
 ROOT = Path(__file__).parent.parent
+ENDED = "wait until it has ended, or end it"
 
 
 def start(program: str, *arguments: object, **environment: object) -> subprocess.Popen[str]:
@@ -67,7 +72,7 @@ def test_a_second_process_is_refused_with_the_name_of_the_first(tmp_path: Path) 
         with one_at_a_time(lock, "holds it", wait=False):
             pytest.fail("two at a time")
     assert str(caught.value).startswith(f"process {first.pid} on ")
-    assert str(caught.value).endswith(" holds it: wait until it has ended, or end it")
+    assert str(caught.value).endswith(f" holds it: {ENDED}")
 
 
 def test_a_second_process_waits_and_says_for_whom(tmp_path: Path) -> None:
@@ -142,3 +147,42 @@ def test_a_corpus_and_a_tokenizer_are_made_once(tmp_path: Path) -> None:
         assert second.stdout.readline().startswith(f"waiting: process {first.pid} on ")
         one, _ = first.communicate("\n")
         assert said(second) == one, "the second made something itself"
+
+
+# A training run that, at its second step, says so and goes on after a line on its standard input.
+TRAIN = """
+import sys
+from nanochat import training
+from nanochat.common import run_program
+from scripts import base_train
+
+real = training.muon_momentum
+
+def slowly(step):
+    if step == 1:
+        print("training")
+        sys.stdin.readline()
+    return real(step)
+
+training.muon_momentum = slowly
+sys.argv = ["base_train", *sys.argv[1:]]
+run_program(base_train.main)
+"""
+
+
+def test_no_two_processes_train_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with own_base(tmp_path):
+        ours = tiny_config(num_iterations=2, save_every=1)
+        first = start(TRAIN, *flags(ours))
+        assert any(line == "training\n" for line in first.stdout or ())
+        assert run_main(base_train.main, *flags(replace(ours, resume="d1"))) == 2
+        refusal = capsys.readouterr().err
+        assert refusal.startswith(f"error: process {first.pid} on ")
+        assert refusal.endswith(f" trains in {tmp_path / 'base_checkpoints' / 'd1'}: {ENDED}\n")
+        assert run_main(base_train.main, *flags(ours)) == 0  # a fresh run goes beside it
+        first.communicate("\n")
+        assert first.returncode == 0
+        assert run_main(base_train.main, *flags(replace(ours, resume="d1", num_iterations=3))) == 0
+        for tag, steps in (("d1", [0, 1, 2]), ("d1-2", [0, 1])):
+            losses = [record for record in records(tmp_path / "base_checkpoints" / tag) if "loss" in record]
+            assert [record["step"] for record in losses] == steps

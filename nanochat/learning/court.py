@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Self
 
+from nanochat import system
 from nanochat.learning.hybrid import BOOK_PATH, Source, Unjudgeable, read_source
 from nanochat.learning.steps import STEPS, Step, step_named
 
@@ -106,9 +107,7 @@ class _Worker:
 
     def bury(self) -> str:
         """Stop the process and all it has started; returns what it wrote to its standard error."""
-        with contextlib.suppress(OSError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        system.end_with_children(self.process)
         self.errors.seek(0)
         text = self.errors.read().decode("utf-8", errors="replace")
         self.errors.close()

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanochat import system
 from nanochat.learning.court import Judge, Verdict, cannot_be_judged, judge
 from nanochat.learning.hybrid import (
     Source,
@@ -392,7 +393,7 @@ def serve() -> None:
     sys.stdin = io.StringIO()
     faulthandler.enable(sys.stderr)
     torch.set_num_threads(1)
-    _limit_memory()
+    system.limit_memory(MEMORY_LIMIT)
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in requests:
         request = json.loads(line)
@@ -405,13 +406,3 @@ def serve() -> None:
         verdict = found if isinstance(found, Verdict) else conclude(book, learner, step, found)
         verdict = replace(verdict, seconds=round(time.monotonic() - began, 3))
         print(json.dumps(verdict.to_json()), file=answers, flush=True)
-
-
-def _limit_memory() -> None:
-    """So that an endless list ends in a MemoryError of its own and not in a machine that swaps."""
-    try:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))
-    except (ImportError, ValueError, OSError):
-        pass  # a system without this limit has only the time limit

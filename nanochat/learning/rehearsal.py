@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import importlib.util
 import itertools
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanochat import system
 from nanochat.common import UserError, write_atomically
 from nanochat.learning.gaps import frames_in, gap_of
 from nanochat.learning.report import (
@@ -235,10 +235,7 @@ def main() -> None:
     """The child: rehearse the file named first, write reports to the file named second."""
     path, target, hang = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))
+    system.limit_memory(MEMORY_LIMIT)
     with hang.open("w") as notes:
 
         def tell(report: Report) -> None:

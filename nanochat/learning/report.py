@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from nanochat import system
 from nanochat.models import ROOT
 
 STAGES = ("build", "forward", "backward", "step", "learn", "match", "generate")
@@ -121,6 +122,4 @@ class Rehearsal:
 
     def stop(self) -> None:
         """End the child and all it has started."""
-        with contextlib.suppress(OSError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        system.end_with_children(self.process)

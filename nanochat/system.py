@@ -1,0 +1,123 @@
+"""What not every operating system has, each with what is done without it. No other module asks for these."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import platform
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+
+def told(path: str) -> str:
+    """What a file below /proc or /sys says; empty where there is none, or it may not be read."""
+    with suppress(OSError):
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    return ""
+
+
+def processor_name() -> str:
+    """What the processor is called; outside of Linux perhaps only its kind, such as arm."""
+    lines = [line.partition(": ")[2] for line in told("/proc/cpuinfo").splitlines() if "model name" in line]
+    return lines[0] if lines else platform.processor() or platform.machine()
+
+
+def allowed_cores() -> int:
+    """The cores that this process may run on; all there are, where the system does not say which."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def granted_cores() -> float:
+    """The cores' worth of time that a container's quota grants; infinite where there is none."""
+    with suppress(ValueError):  # control groups, version 2
+        quota, period = told("/sys/fs/cgroup/cpu.max").split()
+        return int(quota) / int(period)  # quota is "max" where there is none: a ValueError
+    with suppress(ValueError):  # version 1
+        quota, period = (told(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))
+        return int(quota) / int(period) if int(quota) > 0 else math.inf
+    return math.inf
+
+
+def load_average() -> list[float]:
+    """Processes that wanted to run, on average over 1, 5 and 15 minutes; empty on Windows."""
+    with suppress(AttributeError, OSError):
+        return list(os.getloadavg())
+    return []
+
+
+def memory_limits() -> list[int]:
+    """Bytes that the machine has, and that a container may use, as far as the system tells."""
+    limits = []
+    with suppress(AttributeError, OSError, ValueError):
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(ValueError):  # "max" is no number
+            limits.append(int(told(f"/sys/fs/cgroup/{name}")))
+    return limits
+
+
+def process_bytes(entry: str = "VmRSS") -> int:
+    """Memory of this process: VmRSS held now, VmHWM at its peak; 0 outside of Linux."""
+    for line in told("/proc/self/status").splitlines():
+        if line.startswith(f"{entry}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def peak_process_bytes() -> int:
+    """The most memory this process has held; 0 on Windows."""
+    if peak := process_bytes("VmHWM"):
+        return peak
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def forget_peak() -> None:
+    """Let the peak begin at what is held now; outside of Linux it stays that since the start."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed and use it again; other C libraries stay as they are."""
+    with suppress(AttributeError, OSError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the top of the heap stays
+
+
+def return_freed_memory() -> None:
+    """Let glibc give back what is free; other C libraries decide alone."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def limit_memory(most: int) -> None:
+    """Let this process have at most so many bytes of data; without effect on Windows and macOS.
+
+    So an endless list ends in a MemoryError of its own and not in a machine that swaps.
+    """
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+def end_with_children(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
+    """End a process that leads its session, and all it has started; on Windows the process alone."""
+    with suppress(OSError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    process.wait()
