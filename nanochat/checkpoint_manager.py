@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nanochat.common import UserError, base_dir, one_at_a_time, write_atomically
+from nanochat.common import UserError, base_dir, cannot_write, one_at_a_time, write_atomically
 
 FORMAT = 1  # to be raised when what is written changes meaning
 META_NAME = re.compile(r"meta_(\d{6,})\.json")
@@ -203,7 +203,7 @@ def runs_folder() -> Path:
 def new_run(tag: str, default_tag: str) -> Path:
     """Create the folder of a fresh run: `tag`, or without one the first free of `default_tag`, `-2`, `-3`, …
 
-    Raises UserError if `tag` is taken, or is no plain name.
+    Raises UserError if `tag` is taken, or is no plain name, or the folder cannot be made.
     """
     if tag and not TAG.fullmatch(tag):
         raise UserError(f"--model_tag={tag}: use letters and digits, with '.', '_' and '-' only between them")
@@ -214,6 +214,8 @@ def new_run(tag: str, default_tag: str) -> Path:
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
+        except OSError as error:
+            raise cannot_write(folder, error) from error
         return folder
     raise UserError(f"--model_tag={tag}: {folder} already holds a run; use --resume={tag} or another tag")
 

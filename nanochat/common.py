@@ -39,9 +39,15 @@ def run_program(main: Callable[[], object]) -> None:
 
 
 def base_dir() -> Path:
-    """The folder of all corpora, tokenizers and checkpoints: $NANOCHAT_BASE_DIR, or ~/.cache/nanochat."""
-    chosen = os.environ.get("NANOCHAT_BASE_DIR")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "nanochat"
+    """The folder of all corpora, tokenizers and checkpoints: $NANOCHAT_BASE_DIR, or ~/.cache/nanochat.
+
+    Raises UserError where there is no home folder, as for a user without an account in a container.
+    """
+    chosen = os.environ.get("NANOCHAT_BASE_DIR") or "~/.cache/nanochat"
+    try:
+        return Path(chosen).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{chosen}: {error} Set NANOCHAT_BASE_DIR to a folder, or HOME") from error
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:

@@ -35,6 +35,17 @@ def test_base_dir_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert common.base_dir() == Path.home() / "elsewhere"
 
 
+def test_without_a_home_the_base_folder_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(path: str) -> str:
+        return path  # what os.path.expanduser does for a user without an account and without $HOME
+
+    monkeypatch.delenv("NANOCHAT_BASE_DIR", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", nobody)
+    with pytest.raises(UserError, match=r"~/.cache/nanochat: .* Set NANOCHAT_BASE_DIR") as caught:
+        common.base_dir()
+    assert "\n" not in str(caught.value)
+
+
 class TestWriteAtomically:
     def test_writes_bytes_and_text_and_makes_the_folder(self, tmp_path: Path) -> None:
         common.write_atomically(tmp_path / "a" / "b" / "text", "é")
