@@ -30,7 +30,8 @@ RESERVE = 8.0  # seconds for what the loop can not foresee: the first samples, t
 class QuickConfig:
     """The flags of scripts.quickstart."""
 
-    seconds: float = flag(268.0, "how long all of it may take")
+    seconds: float = flag(280.0, "how long all of it may take")
+    seed: int = flag(42, "seed of the weights and of the order of the data")
     gpt: str = flag("book", "whose model: book, mine, reference, or a file")
     data: str = flag("", "corpus (without: sotu; on CUDA fineweb, if there)")
     device_type: str = flag("", "cuda, mps or cpu (without: what there is)")
@@ -88,6 +89,7 @@ def training_flags(config: QuickConfig, plan: Plan, data: str, time_left: float)
         **plan.flags(),
         gpt=config.gpt,
         data=data,
+        seed=config.seed,
         device_type=config.device_type,
         time_limit=time_left,
         eval_tokens=2**19 if data == "fineweb" else WHOLE,

@@ -2,7 +2,8 @@
 
     python -m tools.pictures.record RUN --command="python -m scripts.quickstart"
 
-RUN is the run's folder or its tag. Run it on the machine that trained.
+RUN is the run's folder or its tag. Of several, as of three seeds, the first is kept whole, and of all of them
+the numbers and the median. Run it on the machine that trained.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -47,24 +49,35 @@ def record_of(folder: Path, command: str, code: str = "", note: str = "") -> dic
         "machine": machine | ({"code": code} if code else {}),
         "config": config,
         "model": meta["model"],
-        "numbers": {
-            "seconds": round(meta["progress"]["seconds"], 1),
-            "minutes": round(meta["progress"]["seconds"] / 60, 2),
-            "steps": step,
-            "tokens": step * config["total_batch_size"],
-            "parameters": meta["parameters"],
-            "untrained-loss": round(steps[0]["loss"], 4),
-            "loss": round(steps[-1]["smooth_loss"], 4),
-            "untrained-bpb": round(scores[0]["val_bpb"], 4),
-            "bpb": round(scores[-1]["val_bpb"], 4),
-            "tokens-per-second": round(step * config["total_batch_size"] / meta["progress"]["train_seconds"]),
-        },
+        "numbers": numbers_of(folder),
         "metrics": {name: [round(line[name], digits) for line in steps] for name, digits in COLUMNS.items()},
         "validation": [{**line, "val_bpb": round(line["val_bpb"], 4)} for line in scores],
         "samples": cut_samples(samples),
         "sentence": [[token, tokenizer.tokens[token].hex()] for token in tokenizer.encode(SENTENCE)],
         **look_inside(folder, tokenizer),
     }
+
+
+def numbers_of(folder: Path) -> dict[str, float]:
+    """What a finished run came to."""
+    step = saved_steps(folder)[-1]
+    meta, metrics = read_record(folder, step)["meta"], read_metrics(folder)
+    steps = [line for line in metrics if "loss" in line]
+    scores = [line for line in metrics if "val_bpb" in line]
+    tokens, progress = step * meta["config"]["total_batch_size"], meta["progress"]
+    numbers = {
+        "seconds": round(progress["seconds"], 1),
+        "minutes": round(progress["seconds"] / 60, 2),
+        "training-share": round(progress["train_seconds"] / progress["seconds"], 3),
+        "steps": step,
+        "tokens": tokens,
+        "parameters": meta["parameters"],
+        "untrained-loss": round(steps[0]["loss"], 4),
+        "loss": round(steps[-1]["smooth_loss"], 4),
+        "bpb": round(scores[-1]["val_bpb"], 4),
+        "tokens-per-second": round(tokens / progress["train_seconds"]),
+    }
+    return numbers | ({"untrained-bpb": round(scores[0]["val_bpb"], 4)} if scores[0]["step"] == 0 else {})
 
 
 def look_inside(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -121,14 +134,17 @@ def cut_samples(text: str) -> list[str]:
 def main() -> None:
     """Write the record."""
     parser = argparse.ArgumentParser(prog="python -m tools.pictures.record", description="Keep a run.")
-    parser.add_argument("run", help="the run's folder, or its tag")
+    parser.add_argument("run", nargs="+", help="a run's folder, or its tag; several: other seeds")
     parser.add_argument("--command", required=True, help="what was typed to train")
     parser.add_argument("--code", default="", help="the commit that trained, if it is not the present one")
     parser.add_argument("--note", default="", help="what else a reader should know")
     parser.add_argument("--out", default=RECORD)
     options = parser.parse_args()
-    folder = Path(options.run) if Path(options.run).is_dir() else find_run(options.run)
-    record = record_of(folder, options.command, options.code, options.note)
+    folders = [Path(run) if Path(run).is_dir() else find_run(run) for run in options.run]
+    record = record_of(folders[0], options.command, options.code, options.note)
+    if len(folders) > 1:
+        record["seeds"] = [numbers_of(folder) for folder in folders]
+        record["median-bpb"] = statistics.median(numbers["bpb"] for numbers in record["seeds"])
     text = json.dumps(record, ensure_ascii=False, indent=1)
     write_atomically(ROOT / options.out, compact(text) + "\n")
     print(f"wrote {options.out}: {record['numbers']}")
