@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.book.machine import program
 from tools import check as checks
 from tools.__main__ import main
 
@@ -139,7 +140,8 @@ class Project:
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small project, tangled and committed."""
+    """The small project, tangled and committed. Without git its tests are skipped."""
+    program("git")
     root = tmp_path_factory.mktemp("template")
     shutil.copy(PROJECT / "entangled.toml", root)
     (root / ".gitignore").write_text("__pycache__/\n/.venv\n/.tangle/\n*.ignored\n")

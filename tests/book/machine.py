@@ -7,6 +7,7 @@ import pytest
 
 # What the tests call, and the Debian packages that have it.
 PACKAGES = {
+    "git": "git",
     "chromium": "chromium",
     "epubcheck": "epubcheck",
     "pdftotext": "poppler-utils",

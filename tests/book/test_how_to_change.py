@@ -17,19 +17,13 @@ GUIDES = PROJECT / "lit" / "how-to"
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """All that tangling needs, under git, as a clone would have it."""
+    """All that tangling needs, as an archive of the project would have it."""
     root = tmp_path / "clone"
     for folder in ("lit", "nanochat", "scripts", "skeleton", "tools"):
         shutil.copytree(PROJECT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("entangled.toml", "pyproject.toml"):
+    for name in ("entangled.toml", "pyproject.toml", "tangled.sha256"):
         shutil.copy(PROJECT / name, root / name)
     (root / ".venv").symlink_to(PROJECT / ".venv")
-    for command in (
-        ["init", "-q"],
-        ["add", "."],
-        ["-c", "user.name=x", "-c", "user.email=x", "commit", "-qm", "x"],
-    ):
-        subprocess.run(["git", *command], cwd=root, check=True)
     return root
 
 
