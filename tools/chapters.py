@@ -102,7 +102,7 @@ def read_sources(root: Path) -> dict[str, str]:
         )
     settings = root / SETTINGS
     if not settings.is_file():
-        problems.append(Problem(SETTINGS, 0, "it is missing. Bring it back: git checkout -- entangled.toml"))
+        problems.append(Problem(SETTINGS, 0, "it is missing. Bring it back from git or the archive."))
     if problems:
         raise Refused(problems)
     sources[SETTINGS] = settings.read_text(encoding="utf-8")

@@ -52,9 +52,25 @@ def test_it_survives_a_mistake_of_its_own(project: Project) -> None:
     assert "RuntimeError: broken" in project.capsys.readouterr().err
 
 
+def test_what_the_system_refuses_is_one_line(project: Project) -> None:
+    def refused(root: Path) -> int:
+        raise PermissionError(13, "Permission denied", "/x")
+
+    assert follow(project.root, refused, iter([None])) == 0
+    lines = project.capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith(
+        "error: Permission denied: /x. Nothing more was written. Change the permissions"
+    )
+    assert lines[0].endswith("Waiting for the next save")
+
+
 @pytest.mark.parametrize(
     ("path", "answer"),
-    [("lit/a.md", True), ("entangled.toml", True), ("lit", True), ("lit/a.png", False), ("a.md", False)],
+    [
+        *[(path, True) for path in ("lit/a.md", "entangled.toml", "lit")],
+        *[(path, False) for path in ("lit/a.png", "a.md", "lit/._a.md", "lit/.#a.md", "lit/a.md~")],
+    ],
 )
 def test_what_is_watched(path: str, answer: bool) -> None:
     assert is_of_the_book(Path("/x"), f"/x/{path}") is answer

@@ -293,14 +293,15 @@ LEFT_OVER = [
 def test_what_systems_and_editors_leave(project: Project, form: str, beside: str) -> None:
     """It is neither read nor removed, and nobody has to do anything about it."""
     folder, _, name = beside.rpartition("/")
-    project.write(f"{folder}/{form.replace('x', name)}", b"\x00\x05\x16\x07\xff```python #alpha\n")
+    project.write(f"{folder}/{form.replace('x', name)}", b"\x00\x05\xff\n```python #alpha\nx = 1\n```\n")
     before = project.snapshot()
     for command in ("tangle", "check"):
         answer = project.run(command)
         assert answer.status == 0, answer.err
         assert project.snapshot() == before
     assert not is_of_the_book(project.root, str(project.path(f"lit/{form.replace('x', name)}")))
-    assert provenance.locate(project.path(TARGET), 1, project.root)
+    fragments = provenance.read_book(project.root).fragments.values()
+    assert {place.chapter for lines in fragments for _, place in lines} == {FIRST, SECOND}
 
 
 def test_a_lock_of_emacs(project: Project) -> None:
@@ -309,6 +310,18 @@ def test_a_lock_of_emacs(project: Project) -> None:
     project.path("nanochat/.#alpha.py").symlink_to("somebody@somewhere.4711:1700000000")
     assert project.run("tangle").status == 0
     assert project.run("check").status == 0
+
+
+def test_interrupted(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    project.change(FIRST, "x += 1", "x += 2")
+    with monkeypatch.context() as broken:
+        broken.setattr(tempfile, "mkdtemp", interrupt)
+        answer = project.run("tangle")
+    assert (answer.status, answer.err) == (130, "interrupted; the same command completes it\n")
+    assert project.run("tangle").out == f"wrote {TARGET}\n"
 
 
 @pytest.mark.parametrize("call", ["mkdtemp", "replace"])
