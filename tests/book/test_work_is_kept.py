@@ -313,7 +313,7 @@ def test_a_lock_of_emacs(project: Project) -> None:
 
 
 def test_interrupted(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     project.change(FIRST, "x += 1", "x += 2")
