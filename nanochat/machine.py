@@ -116,6 +116,9 @@ def this_machine(device: torch.device) -> Machine:
     )
 
 
+FORMATS = ("auto", "bfloat16", "float32")  # what a person may choose
+
+
 def fastest_format(device: torch.device) -> torch.dtype:
     """bfloat16 where the hardware multiplies it, float32 elsewhere."""
     import torch
@@ -130,7 +133,7 @@ def autocast_dtype(device: torch.device, choice: str = "auto") -> torch.dtype | 
     """
     import torch
 
-    if choice not in ("auto", "bfloat16", "float32"):
+    if choice not in FORMATS:
         raise UserError(f"--dtype is {choice!r}; it can be auto, bfloat16 or float32")
     chosen = fastest_format(device) if choice == "auto" else getattr(torch, choice)
     return torch.bfloat16 if chosen == torch.bfloat16 else None

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from nanochat.common import UserError
 from nanochat.dataset import prepare_corpus
 from nanochat.flags import flag
+from nanochat.machine import FORMATS
 from nanochat.tokenizer import SMALLEST_VOCAB_SIZE, Tokenizer, prepare_tokenizer, usual_vocab_size
 
 DEVICES = ("", "cuda", "mps", "cpu")
-FORMATS = ("auto", "bfloat16", "float32")
 SHUFFLE_WINDOW = 1024
 
 

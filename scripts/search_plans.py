@@ -15,8 +15,8 @@ from typing import Any
 
 from nanochat.common import UserError, run_program, write_atomically
 from nanochat.flags import flag, parse_flags
+from nanochat.machine import FORMATS
 from nanochat.plans import PLANS, Plan
-from nanochat.train_config import FORMATS
 from nanochat.turns import say, table
 
 
