@@ -105,7 +105,7 @@ def test_a_new_flag_appears(tmp_path: Path) -> None:
 def test_constants_are_computed() -> None:
     constants = Constants(Sources(PROJECT), "nanochat.train_config")
     assert constants["SHUFFLE_WINDOW"] == 1024
-    assert constants["DEFAULT_VOCAB_SIZE"] == 4096  # from another module
+    assert constants["SMALLEST_VOCAB_SIZE"] == 265  # from another module
     sides = Constants(Sources(PROJECT), "scripts.compare")["SIDES"]  # records of a class of their own
     assert "reference" in [side.key for side in sides]
     with pytest.raises(KeyError):
