@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from nanochat.engine import Engine, KVCache
 from nanochat.normans_gpt import GPT, GPTConfig
+from tests.bounds import clearance, logits_error
 
 VOCAB = 61
 HEADS = [4, 2, 1]  # multi-head, grouped-query, multi-query
@@ -44,7 +47,8 @@ def test_chunks_through_the_cache_give_the_logits_of_one_pass(n_kv_head: int, ch
         logits.append(model(x[:, seen : seen + size], kv_cache=cache))
         seen += size
     assert cache.get_pos() == 12
-    torch.testing.assert_close(torch.cat(logits, dim=1), model(x), atol=2e-5, rtol=0)
+    assert (bound := logits_error(model, x)) < 1e-3, "a mistake must be larger"
+    torch.testing.assert_close(torch.cat(logits, dim=1), model(x), atol=bound, rtol=0)
 
 
 @torch.inference_mode()
@@ -52,12 +56,26 @@ def test_last_only_is_the_last_of_all_with_and_without_a_cache() -> None:
     model, x = lively(), ids(2, 9)
     everything = model(x)
     assert model(x, last_only=True).shape == (2, 1, VOCAB)
-    torch.testing.assert_close(model(x, last_only=True), everything[:, -1:], atol=1e-5, rtol=0)
+    bound = logits_error(model, x)
+    torch.testing.assert_close(model(x, last_only=True), everything[:, -1:], atol=bound, rtol=0)
     cache = new_cache(model, 2, 9)
     model(x[:, :4], kv_cache=cache, last_only=True)
     torch.testing.assert_close(
-        model(x[:, 4:], kv_cache=cache, last_only=True), everything[:, -1:], atol=2e-5, rtol=0
+        model(x[:, 4:], kv_cache=cache, last_only=True), everything[:, -1:], atol=bound, rtol=0
     )
+
+
+RAGGED = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11], [1, 2, 3], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]]
+
+
+def written(model: GPT, prompt: list[int], count: int, **settings: Any) -> list[int]:
+    """What the model writes without a cache. No choice in it hangs on a rounding, so any program writes that."""
+    tokens = list(model.generate(prompt, count, **settings))
+    read = torch.tensor([[*prompt, *tokens]])
+    with torch.inference_mode():
+        choices = model(read)[0, len(prompt) - 1 : -1]
+    assert clearance(choices, tokens, **settings) > logits_error(model, read), "take another seed"
+    return tokens
 
 
 @pytest.mark.parametrize("n_kv_head", HEADS)
@@ -66,12 +84,9 @@ def test_engine_and_plain_generate_agree_token_for_token(
     n_kv_head: int, temperature: float, top_k: int | None
 ) -> None:
     model = lively(n_kv_head)
-    plain = list(model.generate([1, 2, 3], 24, temperature, top_k, seed=9))
+    plain = written(model, [1, 2, 3], 24, temperature=temperature, top_k=top_k, seed=9)
     assert Engine(model).complete([[1, 2, 3]], 24, temperature, top_k, seed=9) == [plain]
     assert len(set(plain)) > 4
-
-
-RAGGED = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11], [1, 2, 3], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]]
 
 
 @pytest.mark.parametrize("max_tokens", [1, 3, 12])
@@ -79,13 +94,14 @@ def test_prompts_of_any_lengths_together_are_as_alone(max_tokens: int) -> None:
     model = lively()
     together = Engine(model).complete(RAGGED, max_tokens, seed=3)
     for i, prompt in enumerate(RAGGED):
-        assert together[i] == list(model.generate(prompt, max_tokens, seed=3 + i))
+        assert together[i] == written(model, prompt, max_tokens, seed=3 + i)
     assert together[0] != together[3] or max_tokens == 1  # one prompt, two seeds
 
 
 def test_a_rows_text_does_not_depend_on_its_neighbours() -> None:
-    engine = Engine(lively())
-    first = engine.complete([[1, 2, 3], [4, 5], [6]], 10, seed=3)[0]
+    model = lively()
+    engine, first = Engine(model), written(model, [1, 2, 3], 10, seed=3)
+    assert engine.complete([[1, 2, 3], [4, 5], [6]], 10, seed=3)[0] == first
     assert engine.complete([[1, 2, 3], [7, 8, 9, 10, 11]], 10, seed=3)[0] == first
     assert engine.complete([[1, 2, 3]], 10, seed=3)[0] == first
     assert engine.complete([[9], [1, 2, 3]], 10, seed=2)[1] == first
@@ -103,7 +119,7 @@ def test_one_prompt_is_read_once_for_all_its_samples() -> None:
     shapes = count_tokens_fed(model)
     texts = Engine(model).complete([[1, 2, 3, 4]] * 3, 5, seed=1)
     assert shapes == [(1, 4)] + [(3, 1)] * 4  # and the last token is never fed
-    assert texts == [list(model.generate([1, 2, 3, 4], 5, seed=seed)) for seed in (1, 2, 3)]
+    assert texts == [written(model, [1, 2, 3, 4], 5, seed=seed) for seed in (1, 2, 3)]
 
 
 def test_prompts_are_read_in_chunks_and_ended_rows_are_dropped() -> None:
@@ -272,7 +288,7 @@ def test_reset_makes_a_cache_as_good_as_new_in_the_same_memory() -> None:
     cache.reset()
     assert cache.get_pos() == 0
     x = ids(2, 5)[1:]
-    torch.testing.assert_close(model(x, kv_cache=cache), model(x), atol=1e-5, rtol=0)
+    torch.testing.assert_close(model(x, kv_cache=cache), model(x), atol=logits_error(model, x), rtol=0)
     assert cache.store is memory
 
 
@@ -283,7 +299,7 @@ def test_keep_selects_rows_in_order() -> None:
     model(x[:, :6], kv_cache=cache)
     cache.keep([3, 1])
     logits = model(x[[3, 1], 6:], kv_cache=cache)
-    torch.testing.assert_close(logits, model(x)[[3, 1], 6:], atol=2e-5, rtol=0)
+    torch.testing.assert_close(logits, model(x)[[3, 1], 6:], atol=logits_error(model, x), rtol=0)
     assert cache.store is not None
     assert cache.store.size(2) == 2
 
