@@ -59,31 +59,30 @@ def moved(tensors: Iterable[Tensor], run: Callable[[], Sequence[Tensor]], relati
 
 
 def results_error(
-    model: torch.nn.Module,
+    weights: Iterable[Tensor],
     run: Callable[[], Sequence[Tensor]],
     terms: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> list[float]:
-    """How far each result that run() computes with the model may be from another program's.
+    """How far each result that run() computes with these weights may be from another program's.
 
     A computed product of a row of weights with a vector is the exact one of weights that are each off by
-    sum_error at most. So all weights are moved by that, and the results watched: the model itself tells how
+    sum_error at most. So all weights are moved by that, and the results watched: the program itself tells how
     much it amplifies. The longest row gives the number of terms, or `terms` where other sums are longer, as
     those over all positions in a weight's gradient. Results are sums too, of a loss over positions for one, so
     the same share of the largest is added. Every weight has moved as far as it may, while of real roundings
     most are smaller and cancel: this leaves room for the second program, the norms and the softmax.
     """
-    terms = max(terms, *(weight.size(-1) for weight in model.parameters()))
-    relative = sum_error(terms, dtype)
+    weights = list(weights)
+    relative = sum_error(max(terms, *(weight.size(-1) for weight in weights)), dtype)
     sizes = [float(result.detach().abs().max()) for result in run()]
-    moves = moved(model.parameters(), run, relative)
-    return [move + relative * size for move, size in zip(moves, sizes, strict=True)]
+    return [move + relative * size for move, size in zip(moved(weights, run, relative), sizes, strict=True)]
 
 
 def logits_error(model: torch.nn.Module, idx: Tensor, dtype: torch.dtype = torch.float32) -> float:
     """How far each logit of model(idx) may be from another program's."""
     with torch.no_grad():
-        return results_error(model, lambda: [model(idx)], dtype=dtype)[0]
+        return results_error(model.parameters(), lambda: [model(idx)], dtype=dtype)[0]
 
 
 def newton_schulz_error(size: int, dtype: torch.dtype, steps: int = 5) -> float:

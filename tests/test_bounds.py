@@ -91,7 +91,7 @@ def test_gradients_in_two_orders_differ_and_by_less_than_their_bounds() -> None:
         loss = model(idx, targets)
         return [loss.detach(), *torch.autograd.grad(loss, [model.lm_head.weight, model.transformer.wte.weight])]
 
-    bounds = results_error(model, lambda: run(model), terms=max(V, idx.numel()))
+    bounds = results_error(model.parameters(), lambda: run(model), terms=max(V, idx.numel()))
     stream = torch.randperm(24, generator=torch.Generator().manual_seed(1))
     mine, theirs = run(model), run(other)
     for place, bound in enumerate(bounds):

@@ -33,6 +33,7 @@ from nanochat.core_eval import (
 from nanochat.core_tasks import Item, Task, TaskSet, read_bundle, read_package
 from nanochat.normans_gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
+from tests.bounds import results_error
 from tests.core_questions import WORDS, make_bundle, make_package, words
 
 CPU = torch.device("cpu")
@@ -234,6 +235,13 @@ def subject_of(model: GPT, tokenizer: Tokenizer, context: int = 10**6) -> Subjec
     return Subject(model, encode, context, model.config.vocab_size, CPU)
 
 
+@torch.no_grad()
+def losses_error(model: GPT) -> float:
+    """How far the loss of a token, and so of a choice, may be from another program's."""
+    idx = torch.arange(64)[None] * 7 % model.config.vocab_size
+    return results_error(model.parameters(), lambda: [model(idx, idx.roll(-1), loss_reduction="none")])[0]
+
+
 def slowly(
     model: GPT, tokenizer: Tokenizer, made: Task, index: int, context: int
 ) -> tuple[float, list[float]]:
@@ -292,15 +300,18 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> list[Task]:
 @pytest.mark.parametrize("context", [10**6, 40])
 @torch.no_grad()
 def test_a_second_implementation_agrees(questions: list[Task], tokenizer: Tokenizer, context: int) -> None:
-    """Batches, padding, sorting, cutting: the same losses to 1e-5, and the same verdict on every item."""
+    """Batches, padding, sorting, cutting: the same losses up to rounding, the same verdict on every item."""
     model = tiny(tokenizer.vocab_size)
+    bound = losses_error(model)
     cut = 0
     for made in questions:
         verdicts = ask(subject_of(model, tokenizer, context), made, most=3, most_tokens=700)
         for index, verdict in enumerate(verdicts):
             assert verdict.number == made.items[index].number
             points, losses = slowly(model, tokenizer, made, index, context)
-            assert verdict.losses == pytest.approx(losses, abs=1e-5), (made.name, index)
+            assert verdict.losses == pytest.approx(losses, abs=bound), (made.name, index)
+            least = sorted(losses)[:2]
+            assert least[-1] - least[0] > 2 * bound or len(losses) == 1, "rounding must not decide"
             assert verdict.credit == points, (made.name, index)
             cut += verdict.cut > 0
     assert (cut > 15) == (context == 40)
@@ -339,13 +350,14 @@ def test_an_untrained_model_ties_everywhere(questions: list[Task], tokenizer: To
 
 @torch.no_grad()
 def test_the_batch_does_not_matter(questions: list[Task], tokenizer: Tokenizer) -> None:
-    subject = subject_of(tiny(tokenizer.vocab_size), tokenizer)
+    model = tiny(tokenizer.vocab_size)
+    subject, bound = subject_of(model, tokenizer), losses_error(model)
     rows = tokenizer.encode([words(i, 2 + i) for i in range(9)], prepend=tokenizer.bos)
     starts = [1 + i % 2 for i in range(9)]
     alone = [score_rows(subject, [row], [start])[0] for row, start in zip(rows, starts, strict=True)]
     for most in (1, 40, 10**6):
         together = score_rows(subject, rows, starts, most)
-        assert [score.loss for score in together] == pytest.approx([score.loss for score in alone], abs=1e-5)
+        assert [score.loss for score in together] == pytest.approx([score.loss for score in alone], abs=bound)
         assert [score.exact for score in together] == [score.exact for score in alone]
     assert score_rows(subject, [], []) == []
 
@@ -353,13 +365,14 @@ def test_the_batch_does_not_matter(questions: list[Task], tokenizer: Tokenizer) 
 def test_a_limit_asks_the_first_items_with_the_same_prompts(
     questions: list[Task], tokenizer: Tokenizer
 ) -> None:
-    subject = subject_of(tiny(tokenizer.vocab_size), tokenizer)
+    model = tiny(tokenizer.vocab_size)
+    subject = subject_of(model, tokenizer)
     every = ask(subject, questions[0])
     assert len(every) == 12
     few = ask(subject, questions[0], most=3)
     assert [v.number for v in few] == [v.number for v in every[:3]]
     for a, b in zip(few, every, strict=False):
-        assert a.losses == pytest.approx(b.losses, abs=1e-5)
+        assert a.losses == pytest.approx(b.losses, abs=losses_error(model))
 
 
 def test_progress_counts_every_item(questions: list[Task], tokenizer: Tokenizer) -> None:

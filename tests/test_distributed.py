@@ -41,17 +41,22 @@ def torchrun(arguments: list[str]) -> subprocess.Popen[str]:
 
 
 def test_two_ranks_are_one_with_twice_the_passes(base: Path) -> None:
-    """Two passes of 32 tokens in one process, one pass in each of two: the same bits.
+    """Two passes of 32 tokens in one process, one pass in each of two, a thread for each: the same bits.
 
-    Halving is exact in binary, so a/2 + b/2 and (a + b)/2 round alike. More passes would be summed in another
-    order, and agree only up to rounding.
+    Halving is exact in binary, so a/2 + b/2 and (a + b)/2 round alike. More passes or threads would sum in
+    another order, and agree only up to rounding.
     """
     process = torchrun(flags(tiny_config(model_tag="two", total_batch_size=64)))
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert len(re.findall(r"^step \d", out, re.MULTILINE)) == 8  # only the first process prints
     assert "1 pass of 2 x 16 on each of 2 processes" in out
-    train(tiny_config(model_tag="one", total_batch_size=64))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each of the two has
+    try:
+        train(tiny_config(model_tag="one", total_batch_size=64))
+    finally:
+        torch.set_num_threads(threads)
     one, two = load_checkpoint(base / "one"), load_checkpoint(base / "two")
     for name in one.model:
         assert torch.equal(two.model[name], one.model[name]), name

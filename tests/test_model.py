@@ -299,7 +299,7 @@ def test_the_forward_pass_is_the_slow_one(kv_heads: int) -> None:
         loss = model(x, y, loss_reduction=reduction)
         expected = F.cross_entropy(slow.flatten(0, 1), y.flatten(), ignore_index=-1, reduction=reduction)
         with torch.no_grad():
-            (bound,) = results_error(model, lambda way=reduction: [model(x, y, loss_reduction=way)])
+            (bound,) = results_error(model.parameters(), lambda way=reduction: [model(x, y, loss_reduction=way)])
         torch.testing.assert_close(loss.double(), expected, rtol=0, atol=bound)
 
 
@@ -583,7 +583,7 @@ def test_the_model_is_one_graph() -> None:
     parameters = list(model.parameters())
     ours = torch.autograd.grad(compiled(x, y), parameters)
     expected = torch.autograd.grad(model(x, y), parameters)
-    bounds = results_error(model, lambda: torch.autograd.grad(model(x, y), parameters))
+    bounds = results_error(model.parameters(), lambda: torch.autograd.grad(model(x, y), parameters))
     for a, b, bound in zip(ours, expected, bounds, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=bound)
 

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from nanochat.normans_gpt import GPT, GPTConfig
 from nanochat.tokenizer import tokenizer_folder
 from nanochat.train_config import TrainConfig, model_shape
 from scripts import quickstart
-from tests.tiny_run import own_base, tiny_config
+from tests.tiny_run import Clock, own_base, tiny_config
 
 ROOT = Path(__file__).parent.parent
 TINY = replace(
@@ -103,11 +102,17 @@ def test_only_preparing(
 
 
 def test_the_clock_is_kept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """By a clock on which a reading takes a fifth of a second, and the corpus and an evaluation take three."""
+    clock = Clock(reading=0.2)
+    monkeypatch.setattr(quickstart, "time", clock)
+    monkeypatch.setattr(training, "time", clock)
     monkeypatch.setattr(quickstart, "plan_for", lambda pace: replace(TINY, num_iterations=1_000_000))
-    monkeypatch.setattr(quickstart, "RESERVE", 16.0)
-    began = time.perf_counter()
-    run(monkeypatch, "--seconds=20")
-    assert time.perf_counter() - began < 20
+    monkeypatch.setattr(quickstart, "prepare_corpus", lambda name: clock.wait(3))
+    monkeypatch.setattr(quickstart, "evaluation_seconds", lambda *arguments: 3.0)
+    monkeypatch.setattr(training, "evaluate", lambda *arguments: clock.wait(3) or 2.0)
+    run(monkeypatch, "--seconds=60")
+    assert 60 - quickstart.RESERVE - 4 < clock.now < 60
+    assert "Step 00000" in capsys.readouterr().out
 
 
 def test_a_signal_ends_it_with_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
