@@ -1,8 +1,8 @@
-"""How far two programs may differ that compute the same: two libraries, kernels, formats, batchings, threads.
+"""How far two programs may differ that compute the same: libraries, kernels, formats, batches, threads.
 
-The same program on the same machine gives the same bits, and tests of saving and resuming ask for them. Anything
-else adds the same numbers in another order, and gets another last bit. Each bound here is derived, and
-tests/test_bounds.py shows that sums in two orders do differ, and by less.
+The same program on the same machine gives the same bits, and tests of saving and resuming ask for them.
+Anything else adds the same numbers in another order, and gets another last bit. Each bound here is derived,
+and tests/test_bounds.py shows that sums in two orders do differ, and by less.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def sum_error(terms: int, dtype: torch.dtype = torch.float32) -> float:
     """How far a sum of products may be off in any order, relative to the sizes of its terms added up.
 
     Each term is rounded at most `terms` times on its way into the sum, by u each: n·u / (1 - n·u) at worst
-    (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). Roundings go up as often as down, so
-    their sum has a standard deviation of at most sqrt(n)·u, and four of these are exceeded less than once in a
-    thousand sums (Higham and Mary 2019, A New Approach to Probabilistic Rounding Error Analysis), by terms that
-    all pull one way.
+    (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). Roundings go up as often as down,
+    so their sum has a standard deviation of at most sqrt(n)·u, and four of these are exceeded less than once
+    in a thousand sums (Higham and Mary 2019, A New Approach to Probabilistic Rounding Error Analysis), by
+    terms that all pull one way.
     """
     roundings = min(terms, 4 * math.sqrt(terms)) * unit_roundoff(dtype)
     return roundings / (1 - roundings)
@@ -69,9 +69,9 @@ def results_error(
     A computed product of a row of weights with a vector is the exact one of weights that are each off by
     sum_error at most. So all weights are moved by that, and the results watched: the program itself tells how
     much it amplifies. The longest row gives the number of terms, or `terms` where other sums are longer, as
-    those over all positions in a weight's gradient. Results are sums too, of a loss over positions for one, so
-    the same share of the largest is added. Every weight has moved as far as it may, while of real roundings
-    most are smaller and cancel: this leaves room for the second program, the norms and the softmax.
+    those over all positions in a weight's gradient. Results are sums too, of a loss over positions for one,
+    so the same share of the largest is added. Every weight has moved as far as it may, while of real
+    roundings most are smaller and cancel: this leaves room for the second program, the norms and the softmax.
     """
     weights = list(weights)
     relative = sum_error(max(terms, *(weight.size(-1) for weight in weights)), dtype)
@@ -88,8 +88,8 @@ def logits_error(model: torch.nn.Module, idx: Tensor, dtype: torch.dtype = torch
 def newton_schulz_error(size: int, dtype: torch.dtype, steps: int = 5) -> float:
     """What orthogonalizing rounds, as a relative change of its input, for matrices of at most size columns.
 
-    A step adds a·σ, b·σ³ and c·σ⁵, which cancel to about σ: each is a product of sums that float32 adds up and
-    dtype rounds once. The steps' roundings add up. How far the result moves, `moved` has to tell.
+    A step adds a·σ, b·σ³ and c·σ⁵, which cancel to about σ: each is a product of sums that float32 adds up
+    and dtype rounds once. The steps' roundings add up. How far the result moves, `moved` has to tell.
     """
     return steps * sum(map(abs, NEWTON_SCHULZ)) * (unit_roundoff(dtype) + sum_error(size))
 
@@ -99,10 +99,10 @@ def clearance(
 ) -> float:
     """How far all logits may move, each up or down, before another of these tokens would be chosen.
 
-    logits are (n, V), those that the n tokens were chosen from, with one generator of this seed. The likeliest
-    stays so while its lead is more than twice the move. A draw at the share r of the whole falls into the
-    token that reaches from the share p to q; a move of every logit by e, divided by the temperature, moves the
-    log-odds of p and q by 2·e at most.
+    logits are (n, V), those that the n tokens were chosen from, with one generator of this seed. The
+    likeliest stays so while its lead is more than twice the move. A draw at the share r of the whole falls
+    into the token that reaches from the share p to q; a move of every logit by e, divided by the temperature,
+    moves the log-odds of p and q by 2·e at most.
     """
     if temperature == 0 or top_k is not None:
         ordered = logits.sort(dim=-1, descending=True).values

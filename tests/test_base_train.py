@@ -27,8 +27,8 @@ from nanochat.run_log import RunLog, plot_metrics, read_metrics
 from nanochat.train_config import TrainConfig, accumulation_steps, evaluation_steps, model_shape
 from scripts import base_train
 from scripts.base_train import train
-from tests.core_questions import zipped_bundle
 from tests.bounds import results_error, sum_error
+from tests.core_questions import zipped_bundle
 from tests.tiny_run import Clock, flags, own_base, records, tiny_config
 
 QUICK_FLAGS = [
@@ -330,7 +330,7 @@ def starts_moved(relative: float, seed: int, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_accumulation_does_not_change_a_run(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Passes of another size add the same numbers in another order, and Muon rounds what follows to its format.
+    """Passes of another size add the same numbers in another order, and Muon rounds the sum to its format.
 
     How much that may come to after four steps, the run itself tells: it is done again with all weights moved,
     at the beginning, by what rounding is worth in the longest sum, that over all positions.

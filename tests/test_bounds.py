@@ -25,7 +25,7 @@ def a_model(seed: int = 0) -> GPT:
 
 
 def in_another_order(model: GPT) -> GPT:
-    """The same function, with the channels of the stream and of every MLP permuted: all sums are reordered."""
+    """The same function, with the channels of stream and MLPs permuted, and so all sums."""
     other = a_model()
     rng = torch.Generator().manual_seed(1)
     stream, hidden = torch.randperm(24, generator=rng), torch.randperm(96, generator=rng)
@@ -89,7 +89,10 @@ def test_gradients_in_two_orders_differ_and_by_less_than_their_bounds() -> None:
 
     def run(model: GPT) -> list[Tensor]:
         loss = model(idx, targets)
-        return [loss.detach(), *torch.autograd.grad(loss, [model.lm_head.weight, model.transformer.wte.weight])]
+        return [
+            loss.detach(),
+            *torch.autograd.grad(loss, [model.lm_head.weight, model.transformer.wte.weight]),
+        ]
 
     bounds = results_error(model.parameters(), lambda: run(model), terms=max(V, idx.numel()))
     stream = torch.randperm(24, generator=torch.Generator().manual_seed(1))

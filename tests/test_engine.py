@@ -47,7 +47,8 @@ def test_chunks_through_the_cache_give_the_logits_of_one_pass(n_kv_head: int, ch
         logits.append(model(x[:, seen : seen + size], kv_cache=cache))
         seen += size
     assert cache.get_pos() == 12
-    assert (bound := logits_error(model, x)) < 1e-3, "a mistake must be larger"
+    bound = logits_error(model, x)
+    assert bound < 1e-3, "a mistake must be larger"
     torch.testing.assert_close(torch.cat(logits, dim=1), model(x), atol=bound, rtol=0)
 
 
@@ -69,7 +70,7 @@ RAGGED = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11], [1, 2, 3], [12, 13, 14, 15, 1
 
 
 def written(model: GPT, prompt: list[int], count: int, **settings: Any) -> list[int]:
-    """What the model writes without a cache. No choice in it hangs on a rounding, so any program writes that."""
+    """What the model writes without a cache, which every program must: no choice hangs on a rounding."""
     tokens = list(model.generate(prompt, count, **settings))
     read = torch.tensor([[*prompt, *tokens]])
     with torch.inference_mode():

@@ -184,8 +184,10 @@ def test_wide_logits_neither_overflow_nor_lose_the_loss() -> None:
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_autocast_narrows_the_products_and_nothing_else(reduction: str) -> None:
-    """In bf16 each factor is rounded and so is the product: as if x and the weight were off by three roundings.
-    The softmax itself is float32: from the same bf16 logits the loss must agree to float32's own precision."""
+    """In bf16 each factor is rounded and so is the product, as if x and weight were off by three roundings.
+
+    The softmax is float32: from the same bf16 logits the loss must agree to float32's own precision.
+    """
     x, weight, targets = problem(torch.float32, spread=1.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours = value_and_gradients(softcapped_cross_entropy(x, weight, targets, CAP, reduction), x, weight)

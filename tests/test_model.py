@@ -293,13 +293,16 @@ def test_the_forward_pass_is_the_slow_one(kv_heads: int) -> None:
     logits = model(x)
     assert logits.dtype == torch.float32
     assert slow.std() > 1  # numbers worth comparing
-    assert (bound := logits_error(model, x)) < 1e-3, "a mistake must be larger"
+    bound = logits_error(model, x)
+    assert bound < 1e-3, "a mistake must be larger"
     torch.testing.assert_close(logits.double(), slow, rtol=0, atol=bound)
     for reduction in ("mean", "sum", "none"):
         loss = model(x, y, loss_reduction=reduction)
         expected = F.cross_entropy(slow.flatten(0, 1), y.flatten(), ignore_index=-1, reduction=reduction)
         with torch.no_grad():
-            (bound,) = results_error(model.parameters(), lambda way=reduction: [model(x, y, loss_reduction=way)])
+            (bound,) = results_error(
+                model.parameters(), lambda way=reduction: [model(x, y, loss_reduction=way)]
+            )
         torch.testing.assert_close(loss.double(), expected, rtol=0, atol=bound)
 
 

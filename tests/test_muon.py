@@ -1,4 +1,4 @@
-"""Muon against torch's own, and each of its properties on its own, in both formats that machines are fast in."""
+"""Muon against torch's own, and each of its properties on its own, in both formats that can be fast."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_each_step_is_the_quintic_on_the_singular_values(dtype: torch.dtype) -> 
 
 
 def test_the_scale_of_the_gradient_does_not_matter(dtype: torch.dtype) -> None:
-    """The same operations on numbers times a power of two, which changes no rounding; epsilon is too small."""
+    """The same operations on numbers times a power of two, which changes no rounding; epsilon vanishes."""
     g = torch.randn(1, 6, 9, generator=torch.Generator().manual_seed(0))
     assert g.norm() > 4  # half a step of float32 is there more than epsilon
     assert torch.equal(orthogonalize(g, dtype=dtype), orthogonalize(g * 2**10, dtype=dtype))

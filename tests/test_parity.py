@@ -127,7 +127,8 @@ def test_losses_and_gradients(pair, T, reduction):
     for name, a, b, bound in zip(names, mine, theirs, bounds, strict=True):
         assert a.shape == b.shape
         if T == 1 and name.endswith(("c_q.weight", "c_k.weight")):
-            # The softmax of one score is 1, so exactly 0; what is left of terms that cancel is their rounding.
+            # The softmax of one score is 1, so exactly 0; what is left of terms that cancel is their
+            # rounding.
             bound = 2 * sum_error(V) * largest
         else:
             assert b.abs().max() > 1e-3 * largest, name
@@ -313,7 +314,7 @@ def trainings(shape: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("shape", ["GQA", "MQA"])
 def test_fifty_steps_differ_as_rounding_allows(shape, monkeypatch):
-    """In float32: the bound is what the same training does when each of its gradients is as wrong as may be."""
+    """In float32: the bound is what the same training does when each gradient is as wrong as may be."""
     train, train_reference = trainings(shape, torch.float32, monkeypatch)
     width = SHAPES[shape][1] * SHAPES[shape][3]
     allowed = Rounding(sum_error(4 * width), newton_schulz_error(width, torch.float32))
@@ -329,8 +330,9 @@ def test_fifty_steps_differ_as_rounding_allows(shape, monkeypatch):
 def test_fifty_steps_differ_as_two_orders_of_the_same_batch_do(monkeypatch):
     """In bfloat16 small differences grow, and what bounds a step does not bound fifty.
 
-    A mean depends on the order of its terms by rounding only. So the largest of three orders' distances is what
-    rounding does in this training; the reference is a fourth of the kind, and three times as much is too far.
+    A mean depends on the order of its terms by rounding only. So the largest of three orders' distances is
+    what rounding does in this training; the reference is a fourth of the kind, and three times as much is too
+    far.
     """
     train, train_reference = trainings("MQA", torch.bfloat16, monkeypatch)
     mine, theirs = train(1), train_reference(1)

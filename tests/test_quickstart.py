@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -102,7 +103,7 @@ def test_only_preparing(
 
 
 def test_the_clock_is_kept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """By a clock on which a reading takes a fifth of a second, and the corpus and an evaluation take three."""
+    """By a clock on which a reading takes a fifth of a second, and corpus and evaluation take three."""
     clock = Clock(reading=0.2)
     monkeypatch.setattr(quickstart, "time", clock)
     monkeypatch.setattr(training, "time", clock)
@@ -112,7 +113,7 @@ def test_the_clock_is_kept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     monkeypatch.setattr(training, "evaluate", lambda *arguments: clock.wait(3) or 2.0)
     run(monkeypatch, "--seconds=60")
     assert 60 - quickstart.RESERVE - 4 < clock.now < 60
-    assert "Step 00000" in capsys.readouterr().out
+    assert "bpb: 2.0000" in capsys.readouterr().out
 
 
 def test_a_signal_ends_it_with_its_status(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-<<<<<<< HEAD
-from nanochat.machine import this_machine
-=======
 from nanochat import muon, normans_gpt
->>>>>>> 76b55cb (Bound what else two programs may differ by, and keep the clocks of tests in their hands)
+from nanochat.machine import this_machine
 from scripts import bench
 from scripts.base_train import train
 from scripts.learn_via_debug.debug_gpt_components import WalkConfig, walk
@@ -55,8 +52,8 @@ def with_moved_tables(seed: int, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_training_and_its_checkpoints(monkeypatch):
     """Same seed, same data: the losses are the book's but for rounding; a checkpoint is for either model.
 
-    What is rounded otherwise are the rotary tables, to bfloat16 in the book's model, and what Muon multiplies,
-    which in the library's is bfloat16 everywhere.
+    What is rounded otherwise are the rotary tables, to bfloat16 in the book's model. Muon's products, which
+    in the library's are bfloat16 everywhere, are so here in both.
     """
     monkeypatch.setattr(muon, "fastest_format", lambda device: torch.bfloat16)
     results = {gpt: train(tiny_config(gpt=gpt, sample_every=8, n_kv_head=1)) for gpt in ("book", "reference")}
