@@ -5,7 +5,9 @@ A fresh model's body is silent (its projections are zero), so a test of the body
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -250,6 +252,11 @@ def turned(x: Vector, position: int) -> Vector:
     return y
 
 
+def listed(compute: Callable[[], Tensor]) -> list[Tensor]:
+    """A single result, where several are expected."""
+    return [compute()]
+
+
 def slow_attention(
     x: list[Vector], weights: dict[str, list[Vector]], heads: int, kv_heads: int
 ) -> list[Vector]:
@@ -300,9 +307,8 @@ def test_the_forward_pass_is_the_slow_one(kv_heads: int) -> None:
         loss = model(x, y, loss_reduction=reduction)
         expected = F.cross_entropy(slow.flatten(0, 1), y.flatten(), ignore_index=-1, reduction=reduction)
         with torch.no_grad():
-            (bound,) = results_error(
-                model.parameters(), lambda way=reduction: [model(x, y, loss_reduction=way)]
-            )
+            once = functools.partial(model, x, y, loss_reduction=reduction)
+            (bound,) = results_error(model.parameters(), functools.partial(listed, once))
         torch.testing.assert_close(loss.double(), expected, rtol=0, atol=bound)
 
 

@@ -87,7 +87,7 @@ def training_error(dtype: torch.dtype, **settings: Any) -> list[float]:
 @pytest.mark.parametrize("momentum", [0.0, 0.85, 0.95])
 @pytest.mark.usefixtures("torchs_format")
 def test_five_steps_equal_torchs_muon(nesterov: bool, momentum: float, dtype: torch.dtype) -> None:
-    settings = {"lr": 0.02, "momentum": momentum, "nesterov": nesterov}
+    settings: dict[str, Any] = {"lr": 0.02, "momentum": momentum, "nesterov": nesterov}
     ours = trained(Muon, ns_dtype=dtype, **settings)
     theirs = trained(torch.optim.Muon, weight_decay=0.0, **settings)
     for a, b, bound in zip(ours, theirs, training_error(dtype, **settings), strict=True):

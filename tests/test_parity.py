@@ -129,7 +129,7 @@ def test_losses_and_gradients(pair, T, reduction):
         if T == 1 and name.endswith(("c_q.weight", "c_k.weight")):
             # The softmax of one score is 1, so exactly 0; what is left of terms that cancel is their
             # rounding.
-            bound = 2 * sum_error(V) * largest
+            bound = float(2 * sum_error(V) * largest)
         else:
             assert b.abs().max() > 1e-3 * largest, name
         assert bound < 1e-3 * largest, name

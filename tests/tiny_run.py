@@ -67,9 +67,10 @@ class Clock:
         self.wait(self.reading)
         return self.now
 
-    def wait(self, seconds: float) -> None:
-        """Let time pass."""
+    def wait(self, seconds: float) -> float:
+        """Let time pass; returns how much."""
         self.now += seconds
+        return seconds
 
 
 def flags(config: TrainConfig) -> list[str]:
