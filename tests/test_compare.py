@@ -68,10 +68,13 @@ def test_all_sides_begin_alike_and_stay_near_each_other(record):
         for key in ("reference", "book-float32", "book")
     )
     # As long as rounding is the only difference, it is small; the bounds are twice what eight seeds showed.
-    # After that AdamW, whose epsilon is 1e-10, makes whole steps of it in weights with hardly any gradient.
+    # PyTorch's Muon works in bfloat16 everywhere, the book's in the machine's fastest format. Updates are
+    # six percent apart at most (test_muon), and so is what the updates have done to the loss. Later
+    # AdamW, whose epsilon is 1e-10, makes whole steps of rounding in weights with hardly any gradient.
     for theirs, mine, rounded in zip(reference, book, narrow, strict=True):
         assert mine[0] == pytest.approx(theirs[0], abs=1e-6)
-        assert mine[1:4] == pytest.approx(theirs[1:4], abs=2e-4)
+        for their, my in zip(theirs[1:4], mine[1:4], strict=True):
+            assert my == pytest.approx(their, abs=2e-4 + 0.06 * abs(theirs[0] - their))
         assert rounded[0] == pytest.approx(theirs[0], abs=1e-6)
         assert rounded[1:3] == pytest.approx(theirs[1:3], abs=4e-3)
     # What is left afterwards is far below what other batches and weights do.

@@ -376,20 +376,26 @@ class TestOwnFolder:
             prepare_folder(source, "mine")
         monkeypatch.undo()
         monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
-        assert not contents(base)
+        assert [name for name in contents(base) if not name.endswith(".lock")] == []
         prepare_folder(source, "mine")
 
-    def test_two_at_once(self, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_who_does_not_wait_is_not_overwritten(
+        self, source: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Processes of this program wait for each other (test_side_by_side); a copying hand does not."""
         rename = Path.rename
 
         def slower(self: Path, target: Path) -> Path:
-            shutil.copytree(self, target)  # another process was faster
+            shutil.copytree(self, target)  # somebody was faster
+            (target / "precious").write_bytes(b"theirs")
             return rename(self, target)
 
         monkeypatch.setattr(Path, "rename", slower)
-        corpus = prepare_folder(source, "mine")
-        assert corpus.count("train")[0] == 2
-        assert [path.name for path in corpus_folder("mine").parent.iterdir()] == ["mine"]
+        with pytest.raises(UserError, match="cannot rename"):
+            prepare_folder(source, "mine")
+        assert contents(corpus_folder("mine"))["precious"] == b"theirs"
+        left = {path.name for path in corpus_folder("mine").parent.iterdir()}
+        assert left == {"mine", ".mine.lock"}
 
 
 class Hub:
