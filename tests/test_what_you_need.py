@@ -35,8 +35,9 @@ def vector(t: Tensor, decimals: int = 4) -> str:
 
 
 def matrix(t: Tensor, decimals: int = 0) -> str:
-    """The entries of a matrix as LaTeX has them."""
-    return r" \\ ".join(" & ".join(f"{x:.{decimals}f}" for x in row) for row in t.tolist())
+    """A matrix as the chapter writes it: a list of its rows."""
+    rows = (", ".join(f"{x:.{decimals}f}" for x in row) for row in t.tolist())
+    return "[" + ", ".join(f"[{row}]" for row in rows) + "]"
 
 
 def test_a_derivative_is_what_a_nudge_tends_to() -> None:
@@ -89,9 +90,9 @@ def test_the_linear_layer_by_hand() -> None:
     Y = F.linear(X, W, b)
     Y.backward(G)
     for name, value in (("X", X), ("W", W), ("Y = X W^\\top", Y), ("G", G)):
-        says(4, f"{name} = \\begin{{pmatrix}} {matrix(value)} \\end{{pmatrix}}")
-    says(4, f"G W = \\begin{{pmatrix}} {matrix(grad(X))} \\end{{pmatrix}}")
-    says(4, f"G^\\top X = \\begin{{pmatrix}} {matrix(grad(W))} \\end{{pmatrix}}")
+        says(4, f"{name} = {matrix(value)}")
+    says(4, f"G W = {matrix(grad(X))}")
+    says(4, f"G^\\top X = {matrix(grad(W))}")
     says(4, f"$(1 + 2, 0 - 1) = {vector(grad(b), 0)}$")
     torch.testing.assert_close(grad(X), G @ W.detach())
     torch.testing.assert_close(grad(W), G.T @ X.detach())
@@ -248,7 +249,7 @@ def test_singular_values_by_hand() -> None:
     turn = U @ Vt
     torch.testing.assert_close(turn, u.T @ v)
     torch.testing.assert_close(turn.T @ turn, torch.eye(2, dtype=WIDE))
-    says(4, f"\\begin{{pmatrix}} {matrix(turn, 4)} \\end{{pmatrix}}")
+    says(4, matrix(turn, 4))
     degrees = math.degrees(math.atan2(turn[1, 0].item(), turn[0, 0].item()))
     says(4, f"a turn by {degrees:.2f} degrees")
     assert math.tan(math.radians(degrees)) == pytest.approx(0.5)
