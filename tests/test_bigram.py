@@ -114,6 +114,13 @@ def test_a_step_goes_against_the_gradient_once() -> None:
         assert mean_loss(table, inputs, targets).item() < before
 
 
+def test_a_step_that_is_recorded_is_refused_in_the_words_of_the_chapter() -> None:
+    says(3, 'PyTorch refuses: "a leaf Variable that requires grad is being used in an in-place operation"')
+    table = new_table(LETTERS)
+    with pytest.raises(RuntimeError, match="a leaf Variable that requires grad is being used in an in-place"):
+        table -= torch.ones_like(table)
+
+
 def test_a_batch_is_drawn_from_the_pairs_by_a_seed() -> None:
     inputs, targets = pairs(WORD, LETTERS)
     first = draw_batch(inputs, targets, 500, torch.Generator().manual_seed(1))

@@ -37,7 +37,7 @@ assert 2**3 == 8
 
 </details>
 
-**Question 2.** And a table of powers:
+**Question 2** (easy). And a table of powers:
 
 | $n$ | $2^n$ |
 |---|---|

@@ -51,7 +51,8 @@ def _parted(reading: Reading) -> tuple[list[Element], list[Element]]:
             opened = f"{asked.id}-answer-{asked.answers}"
             _point(stay, asked, _link(opened, [string(opening["word"])]))
             word = [] if opening["word"] == "Answer" else [string(f" {opening['word']}:")]
-            lead = [_link(asked.id, asked.name), *word]
+            stop = [] if plain(asked.name).endswith((".", "?")) else [string(".")]
+            lead = [_link(asked.id, asked.name), *stop, *word]
         elif opened and tag == CLOSING:
             opened = None
         elif opened:
