@@ -16,6 +16,10 @@ ENVIRONMENT = $(ANY_PYTHON) tools/environment.py .venv requirements.txt 3.11
 BOOK_ENVIRONMENT = $(ANY_PYTHON) tools/environment.py .venv-book requirements-book.txt 3.13
 NO_PYTHON = 3
 
+# Tests in as many processes as there are cores, those of a file in one. $TIMES is where each run leaves its times.
+PYTEST = -m pytest -n auto --dist=loadfile
+export TIMES = build/test-times.jsonl
+
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
@@ -26,7 +30,10 @@ learn: environment ## rewrite the model yourself: copy the skeleton, run it up t
 	@.venv/bin/python -m scripts.learn run --any-answer
 
 test: environment check-if-possible ## everything that CI does: drift, lint, types, tests
-	@.venv/bin/python -m pytest tests
+	@.venv/bin/python $(PYTEST) tests
+	@echo "what the machine decides, once more as the least machine:"
+	@NANOCHAT_MACHINE=least .venv/bin/python $(PYTEST) -m numerics tests
+	@.venv/bin/python tests/slowest.py $(TIMES)
 
 tangle: book-environment ## write the code that the chapters contain
 	@.venv-book/bin/python -m tools tangle
@@ -92,8 +99,9 @@ tangle-if-possible:
 	else exit $$status; fi
 
 check-if-possible:
+	@rm -f $(TIMES)
 	@$(BOOK_ENVIRONMENT); status=$$?; \
-	if [ $$status = 0 ]; then .venv-book/bin/python -m tools check && .venv-book/bin/python -m pytest tests/book; \
+	if [ $$status = 0 ]; then .venv-book/bin/python -m tools check && .venv-book/bin/python $(PYTEST) tests/book; \
 	elif [ $$status = $(NO_PYTHON) ] && [ -z "$$CI" ]; then \
 		echo "skipped: comparing code and chapters, and the tests of the book's tools." >&2; \
 		.venv/bin/python -m ruff check . && .venv/bin/python -m ruff format --check . && .venv/bin/python -m mypy; \

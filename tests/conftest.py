@@ -2,29 +2,58 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+import nanochat  # noqa: F401  # before PyTorch, which is how a machine plays a lesser one
+from tests import slowest
+
 # The tests of the book's tools run in .venv-book, where Entangled is.
 collect_ignore = [] if find_spec("entangled") else ["book"]
 
+MARKERS = (
+    "gpu: needs a CUDA device; `make gpu` runs these",
+    "numerics: what the machine's kernels, formats and threads decide; `make test` runs these twice, once as "
+    "the machine is and once with NANOCHAT_MACHINE=least",
+)
+
+# A process of a test that would import PyTorch is forked from a server that has done so, and nothing more.
+SERVER_HAS = ["torch", "nanochat.checkpoint_manager", "nanochat.loss_eval"]
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs a CUDA device; `make gpu` runs these")
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
     # A shell starts a job in the background with Ctrl-C ignored, and children inherit that; tests send it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if find_spec("torch"):
+        multiprocessing.set_forkserver_preload(SERVER_HAS)
+    # Tests of several workers share the cores: each has a thread, and so has what it starts.
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    slowest.register(config)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """For `-n auto`: the cores that are ours, which in a container are fewer than the machine has."""
+    from nanochat.machine import own_cores
+
+    return own_cores()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """For `-m gpu`, import only the files that have such tests: the machine may lack what others need."""
-    if config.option.markexpr != "gpu" or collection_path.suffix != ".py":
+    """For `-m gpu` and `-m numerics`, import only files with such tests: not all need be here."""
+    marker = config.option.markexpr
+    if marker not in ("gpu", "numerics") or collection_path.suffix != ".py":
         return None
-    return "pytest.mark.gpu" not in collection_path.read_text(encoding="utf-8") or None
+    return f"pytest.mark.{marker}" not in collection_path.read_text(encoding="utf-8") or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,6 +66,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _own_threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What the machine's threads decide runs on all of them, also in one of several workers."""
+    if not request.node.get_closest_marker("numerics"):
+        yield
+        return
+    import torch
+
+    from nanochat.machine import own_cores
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(own_cores())
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.hookimpl(wrapper=True)

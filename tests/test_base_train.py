@@ -284,6 +284,7 @@ class Regression(nn.Module):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.numerics
 def test_accumulated_passes_are_one_large_batch(count: int) -> None:
     x, y = torch.randn(24, 6).double(), torch.randn(24, 3).double()
     whole, parts = Regression(), Regression()
@@ -329,6 +330,7 @@ def starts_moved(relative: float, seed: int, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.numerics
 def test_accumulation_does_not_change_a_run(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Passes of another size add the same numbers in another order, and Muon rounds the sum to its format.
 
@@ -537,6 +539,7 @@ def test_a_run_learns_and_leaves_its_records(
     assert state.meta["config"]["depth"] == 1
 
 
+@pytest.mark.numerics
 def test_gradients_reach_every_parameter_by_the_third_step() -> None:
     config = tiny_config(num_iterations=3, depth=2, save_every=1, warmdown_ratio=0)
     result = train(config)
@@ -571,6 +574,7 @@ def test_a_loss_that_is_no_number_stops_the_run(monkeypatch: pytest.MonkeyPatch)
         train(tiny_config(save_every=1))
 
 
+@pytest.mark.numerics
 def test_the_clock_can_end_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock on which every reading takes a twentieth of a second."""
     monkeypatch.setattr(training, "time", Clock(reading=0.05))
@@ -663,6 +667,7 @@ RESUMED = {"save_every": 3, "sample_every": 4, "shuffle_window": 8}
 
 
 @pytest.mark.parametrize("step", [3, 6])
+@pytest.mark.numerics
 def test_a_resumed_run_ends_with_the_same_bits(unstopped: Path, step: int) -> None:
     copy = copy_of(unstopped, f"copy-{step}", step)
     result = train(tiny_config(**RESUMED, resume=copy.name))

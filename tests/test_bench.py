@@ -16,6 +16,7 @@ from nanochat.common import UserError
 from nanochat.machine import this_machine
 from scripts import bench
 from tests.bounds import results_error
+from tests.programs import answer
 
 ROOT = Path(__file__).parents[1]
 CHAPTER = ROOT / "lit" / "68-benchmarks.md"
@@ -24,8 +25,7 @@ RECORD = ROOT / "results" / "bench-cpu-bfloat16.json"
 
 
 def run(*flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "scripts.bench", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return answer(bench.main, *flags)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ from torch import Tensor
 from nanochat.normans_gpt import GPT, GPTConfig
 from tests.bounds import clearance, logits_error, results_error, sum_error, unit_roundoff
 
+pytestmark = pytest.mark.numerics
+
 V, T = 31, 12
 
 

@@ -200,8 +200,11 @@ def save_and_die(folder: Path, after: int, step: int) -> None:
     ids=["before the model", "before the optimizers", "before the description", "over the same step"],
 )
 def test_a_kill_in_the_middle_of_a_save(after: int, step: int, tmp_path: Path) -> None:
-    # Not "fork": a child of a process whose torch has started threads can wait for them for ever.
-    process = multiprocessing.get_context("spawn").Process(target=save_and_die, args=(tmp_path, after, step))
+    # Not "fork": a child of a process whose torch has started threads can wait for them for ever. The server
+    # has started none, and has imported torch already (see tests/conftest.py).
+    process = multiprocessing.get_context("forkserver").Process(
+        target=save_and_die, args=(tmp_path, after, step)
+    )
     process.start()
     process.join(timeout=120)
     assert process.exitcode == -signal.SIGKILL

@@ -236,7 +236,9 @@ def test_two_gloo_ranks_average_gradients_and_share_an_evaluation(tmp_path: Path
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         (tmp_path / "port").write_text(str(free.getsockname()[1]))
-    mp.spawn(_two_ranks, args=(str(tmp_path),), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    mp.start_processes(  # type: ignore[attr-defined, no-untyped-call]
+        _two_ranks, args=(str(tmp_path),), nprocs=2, start_method="forkserver"
+    )
     results: list[dict[str, Any]] = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     pairs = zip(_gradients(0), _gradients(1), strict=True)
     expected = [None if a.grad is None or b.grad is None else (a.grad + b.grad) / 2 for a, b in pairs]

@@ -36,6 +36,8 @@ from nanochat.tokenizer import Tokenizer
 from tests.bounds import results_error
 from tests.core_questions import WORDS, make_bundle, make_package, words
 
+pytestmark = pytest.mark.numerics
+
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
 

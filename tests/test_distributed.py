@@ -40,6 +40,7 @@ def torchrun(arguments: list[str]) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.numerics
 def test_two_ranks_are_one_with_twice_the_passes(base: Path) -> None:
     """Two passes of 32 tokens in one process, one pass in each of two, a thread for each: the same bits.
 

@@ -12,6 +12,8 @@ from nanochat.engine import Engine, KVCache
 from nanochat.normans_gpt import GPT, GPTConfig
 from tests.bounds import clearance, logits_error
 
+pytestmark = pytest.mark.numerics
+
 VOCAB = 61
 HEADS = [4, 2, 1]  # multi-head, grouped-query, multi-query
 

@@ -144,6 +144,7 @@ def test_the_lowest_point_of_a_parabola() -> None:
 # Varying one thing, and only that
 
 
+@pytest.mark.numerics
 def test_without_a_change_it_is_the_books_model_bit_for_bit() -> None:
     torch.manual_seed(3)
     book = GPT(VariedGPT(TINY).config)
@@ -210,6 +211,7 @@ def test_a_tied_head_shares_its_memory() -> None:
     assert sum(p.numel() for p in model.parameters()) == usual - TINY.vocab_size * TINY.n_embd
 
 
+@pytest.mark.numerics
 def test_without_qk_norm_the_size_of_queries_counts() -> None:
     for setting, counts in ((TINY, False), (tiny("qk_norm=off"), True)):
         model = filled(setting)
@@ -222,6 +224,7 @@ def test_without_qk_norm_the_size_of_queries_counts() -> None:
         assert grown > 2 if counts else grown == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.numerics
 def test_without_the_norm_the_size_of_rows_counts() -> None:
     for setting, counts in ((TINY, False), (tiny("norm_after_embedding=off"), True)):
         model = filled(setting)
@@ -231,6 +234,7 @@ def test_without_the_norm_the_size_of_rows_counts() -> None:
         assert counts or (model(IDS) - before).abs().max() <= bound
 
 
+@pytest.mark.numerics
 def test_without_the_cap_logits_are_the_raw_ones() -> None:
     capped, raw = filled(TINY), filled(tiny("softcap=none"))
     for model in (capped, raw):
@@ -266,6 +270,7 @@ def test_every_weight_has_one_optimizer(kind: str, classes: list[str]) -> None:
     assert len(held) == len(set(held)) == len(list(model.parameters()))
 
 
+@pytest.mark.numerics
 def test_tables_of_each_format() -> None:
     book, wide, early = (
         build(tiny(f"table_dtype={kind}"), 0) for kind in ("bfloat16", "float32", "bfloat16 angles")
@@ -279,6 +284,7 @@ def test_tables_of_each_format() -> None:
     assert (early.cos.float() - wide.cos).abs().max() > 4 * (book.cos.float() - wide.cos).abs().max()
 
 
+@pytest.mark.numerics
 def test_seeds_decide_weights_and_text() -> None:
     one, same, other = (PROCEDURES["train"](TINY, seed, CPU) for seed in (0, 0, 1))
     assert one["curves"] == same["curves"]

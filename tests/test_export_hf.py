@@ -111,6 +111,7 @@ def load(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("tag", ["mha", "gqa", "mqa"])
+@pytest.mark.numerics
 def test_the_logits_are_the_same(base: Path, tag: str) -> None:
     idx = torch.randint(0, VOCAB_SIZE, (2, 32), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -125,6 +126,7 @@ def test_the_logits_are_the_same(base: Path, tag: str) -> None:
     assert 1e-4 < (rounded - theirs).abs().max() < 0.1
 
 
+@pytest.mark.numerics
 def test_vectors_so_short_that_epsilon_decides_their_length(
     base: Path, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
@@ -142,6 +144,7 @@ def test_vectors_so_short_that_epsilon_decides_their_length(
         assert (ours - theirs(idx).logits).abs().max() > 10 * bound
 
 
+@pytest.mark.numerics
 def test_in_bfloat16_even_the_tables_are_the_same(base: Path) -> None:
     """Either is off by half a step below 1, that of bfloat16, and by the angle's own error in float32.
 
@@ -161,6 +164,7 @@ def test_in_bfloat16_even_the_tables_are_the_same(base: Path) -> None:
         assert (theirs[0, :, :half] == table[0, :32, 0]).float().mean() > 0.98, "a tie is rare"
 
 
+@pytest.mark.numerics
 def test_generate_goes_on_with_the_cache_as_we_do_and_stops_at_bos(base: Path, tokenizer: Tokenizer) -> None:
     model, ours = load(base / "gqa"), unrounded("gqa")
     assert model.generation_config.eos_token_id == model.generation_config.pad_token_id == tokenizer.bos
@@ -178,6 +182,7 @@ def test_generate_goes_on_with_the_cache_as_we_do_and_stops_at_bos(base: Path, t
     assert made == [*expected[: expected.index(last)], tokenizer.bos]
 
 
+@pytest.mark.numerics
 def test_a_padded_batch_generates_as_its_rows_do(base: Path) -> None:
     model = load(base / "gqa")
     theirs = transformers.AutoTokenizer.from_pretrained(base / "gqa")

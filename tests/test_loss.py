@@ -16,6 +16,8 @@ from nanochat import loss as loss_module
 from nanochat.loss import rows_per_chunk, rows_per_tile, softcapped_cross_entropy
 from tests.bounds import moved, results_error, sum_error
 
+pytestmark = pytest.mark.numerics
+
 CAP = 15.0
 N, C, V = 23, 6, 41
 REDUCTIONS = ["mean", "sum", "none"]

@@ -19,6 +19,8 @@ from nanochat import normans_gpt
 from nanochat.normans_gpt import GPT, SOFTCAP, CausalSelfAttention, GPTConfig, apply_rotary_emb, norm
 from tests.bounds import logits_error, moved, results_error, sum_error
 
+pytestmark = pytest.mark.numerics
+
 T, V = 8, 19
 PARTS = ["attn.c_q", "attn.c_k", "attn.c_v", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
 

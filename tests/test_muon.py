@@ -16,6 +16,8 @@ from nanochat.muon import NEWTON_SCHULZ, Muon, orthogonalize
 from nanochat.normans_gpt import GPT, GPTConfig
 from tests.bounds import moved, newton_schulz_error, unit_roundoff
 
+pytestmark = pytest.mark.numerics
+
 SHAPES = [(6, 6), (4, 12), (12, 4), (1, 5), (5, 1), (4, 12), (6, 6)]
 FORMATS = [torch.float32, torch.bfloat16]
 EPSILON = 1e-7  # ours is added to the norm of a matrix, torch's is its least value

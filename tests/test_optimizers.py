@@ -8,6 +8,8 @@ import torch
 from nanochat.muon import Muon
 from nanochat.normans_gpt import GPT, GPTConfig
 
+pytestmark = pytest.mark.numerics
+
 
 def tiny(n_embd: int = 16, **sizes: int) -> GPT:
     shape = {"sequence_len": 8, "vocab_size": 32, "n_layer": 2, "n_head": 2, "n_kv_head": 2} | sizes

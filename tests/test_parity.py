@@ -22,6 +22,8 @@ from nanochat.normans_gpt import GPT, GPTConfig
 from nanochat.training import muon_momentum
 from tests.bounds import clearance, logits_error, newton_schulz_error, results_error, sum_error
 
+pytestmark = pytest.mark.numerics
+
 pytest.importorskip("transformers", reason="the reference is in the transformers library")
 
 V = 97

@@ -49,6 +49,7 @@ def with_moved_tables(seed: int, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.usefixtures("base")
+@pytest.mark.numerics
 def test_training_and_its_checkpoints(monkeypatch):
     """Same seed, same data: the losses are the book's but for rounding; a checkpoint is for either model.
 

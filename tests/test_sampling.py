@@ -12,6 +12,8 @@ from torch import Tensor
 
 from nanochat.sampling import sample_next
 
+pytestmark = pytest.mark.numerics
+
 
 def draw(logits: Tensor, count: int, temperature: float = 1.0, top_k: int | None = None) -> Counter[int]:
     """Sample `count` times from one row of logits (V,)."""

@@ -195,6 +195,7 @@ def test_the_first_difference_is_where_the_mistake_is(
         assert "differs by" in difference.how
 
 
+@pytest.mark.numerics
 def test_equal_models_have_no_difference(tmp_path: Path) -> None:
     other = changed(tmp_path, "F.relu(self.c_fc(x)).square()", "F.relu(self.c_fc(x)) ** 2")
     assert first_difference(recorded(other), recorded(normans_gpt)) is None
@@ -263,6 +264,7 @@ def test_two_models_are_compared_and_the_first_difference_named(
         assert re.search(r"\n    book\.shape: .* float32 mean \S+ std \S+ max \S+$", detailed)
 
 
+@pytest.mark.numerics
 def test_models_that_agree_are_said_to_and_how_much_was_compared(tmp_path: Path) -> None:
     said, same = compared(tmp_path, RELU2, "F.relu(self.c_fc(x)) ** 2")
     assert same

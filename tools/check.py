@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -73,9 +74,10 @@ def quality(root: Path, outputs: dict[str, Output]) -> list[str]:
     """The names of the tools that complain, having passed on what they say."""
     python = root / ".venv" / "bin" / "python"
     failed = []
-    with environment_of_tools(root) as environment:
-        for name, arguments in COMMANDS:
-            done = subprocess.run(
+    with environment_of_tools(root) as environment, ThreadPoolExecutor() as pool:
+
+        def ask(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
                 [str(python), *arguments],
                 cwd=root,
                 stdout=subprocess.PIPE,
@@ -84,6 +86,11 @@ def quality(root: Path, outputs: dict[str, Output]) -> list[str]:
                 env=environment,
                 check=False,
             )
+
+        answers = pool.map(
+            ask, [arguments for _, arguments in COMMANDS]
+        )  # all at once; the two mypy take long
+        for (name, _), done in zip(COMMANDS, answers, strict=True):
             if done.returncode:
                 failed.append(name)
                 sys.stdout.write(annotate(done.stdout, outputs))

@@ -26,6 +26,7 @@ def mlp(body: str) -> Source:
     return with_function("MLP.forward", f"def forward(self, x):\n    {body}")
 
 
+@pytest.mark.numerics
 def test_the_book_passes_in_the_worker_and_verdicts_are_json(court: Judge, tmp_path: Path) -> None:
     given = verdicts(court, tmp_path, BOOK)
     assert [v.step for v in given] == [step.id for step in STEPS]
