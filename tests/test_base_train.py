@@ -860,24 +860,34 @@ def test_a_missing_compiler_is_survived(
 # --- memory ---------------------------------------
 
 
+# Four processes, each as if it had imported PyTorch itself and made no tensor yet.
 LARGE_TENSORS = """
-import resource, sys, torch
+import os, resource, sys, torch
 from nanochat.training import prepare_memory
-if sys.argv[1] != "unprepared":
-    prepare_memory(torch.device("cpu"), reuse=sys.argv[1] == "reuse")
-kept = torch.ones(2**24)
-flags, inside = "", False
-for line in open("/proc/self/smaps"):
-    if "-" in line.split()[0]:
-        low, high = (int(part, 16) for part in line.split()[0].split("-"))
-        inside = low <= kept.data_ptr() + kept.nbytes // 2 < high
-    elif inside and line.startswith("VmFlags:"):
-        flags = line
-torch.ones(2**24)
-began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
+def look(how):
+    if how == "refused":
+        os.environ["THP_MEM_ALLOC_ENABLE"] = "0"
+    if how != "unprepared":
+        prepare_memory(torch.device("cpu"), reuse=how == "reuse")
+    kept = torch.ones(2**24)
+    flags, inside = "", False
+    for line in open("/proc/self/smaps"):
+        if "-" in line.split()[0]:
+            low, high = (int(part, 16) for part in line.split()[0].split("-"))
+            inside = low <= kept.data_ptr() + kept.nbytes // 2 < high
+        elif inside and line.startswith("VmFlags:"):
+            flags = line
     torch.ones(2**24)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - began, "hg" in flags.split())
+    began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(2**24)
+    print(how, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - began, "hg" in flags.split(), flush=True)
+for how in sys.argv[1:]:
+    if child := os.fork():
+        os.waitpid(child, 0)
+    else:
+        look(how)
+        os._exit(0)
 """
 
 
@@ -885,23 +895,22 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - began, "hg" in flags.
 def test_large_tensors_are_cheap_to_allocate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
 
-    def look(how: str) -> tuple[int, str]:
-        """Page faults of four tensors of 64 MiB, and whether large pages were asked for."""
-        command = [sys.executable, "-c", LARGE_TENSORS, how]
-        faults, large = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-        return int(faults), large
-
+    ways = ["unprepared", "reuse", "return", "refused"]
+    command = [sys.executable, "-c", LARGE_TENSORS, *ways]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.split()[0] for line in said] == ways
+    # Of each: page faults of four tensors of 64 MiB, and whether large pages were asked for.
+    seen = {how: (int(faults), large) for how, faults, large in map(str.split, said)}
     folder = Path("/sys/kernel/mm/transparent_hugepage")
     there = str(folder.exists())
     unasked = folder.exists() and "[always]" in (folder / "enabled").read_text()
     pages = 4 * 2**26 // os.sysconf("SC_PAGESIZE")
-    faults, large = look("unprepared")
+    faults, large = seen["unprepared"]
     assert (faults >= pages or unasked, large) == (True, "False"), "the count works"
-    faults, large = look("reuse")
+    faults, large = seen["reuse"]
     assert (faults < pages / 100, large) == (True, there)
-    assert look("return")[1] == there
-    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
-    faults, large = look("return")
+    assert seen["return"][1] == there
+    faults, large = seen["refused"]
     assert (faults >= pages or unasked, large) == (True, "False"), "what a person sets holds"
 
 

@@ -42,8 +42,9 @@ def lines_passed() -> set[tuple[str, int]]:
 
 
 def fragments_passed() -> set[str]:
-    places = [provenance.locate(path, line) for path, line in lines_passed()]
-    return {place.fragment for place in places if place is not None}
+    book, passed = provenance.read_book(), lines_passed()
+    places = {name: provenance.places(book, provenance.ROOT / name, provenance.ROOT) for name, _ in passed}
+    return {places[name][line].fragment for name, line in passed if line in places[name]}
 
 
 def named_in_the_chapter() -> set[str]:

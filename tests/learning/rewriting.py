@@ -1,5 +1,6 @@
 """Files as a learner might leave them: the book's model with functions replaced."""
 
+import functools
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -27,11 +28,25 @@ def with_function(step_id: str, text: str, source: Source = BOOK, top: str = "")
     return Source("workshop/normans_gpt.py", "\n".join(lines))
 
 
-def with_mistakes(mistakes: list[Mistake], source: Source = BOOK) -> Source:
-    """The file with one mistake in each of several functions."""
+@functools.cache
+def wrong_lines(mistakes: tuple[Mistake, ...]) -> tuple[int, int, list[str]]:
+    """First and last line of the function with these mistakes in the book, and what stands there instead."""
+    first, last = BOOK.segment(mistakes[0].step)
+    lines, after = make(mistakes, BOOK).text.split("\n"), BOOK.text.count("\n") + 1 - last
+    return first, last, lines[first - 1 : len(lines) - after]
+
+
+def with_mistakes(mistakes: list[Mistake]) -> Source:
+    """The book's file with mistakes in several functions."""
+    by_step: dict[str, list[Mistake]] = {}
     for mistake in mistakes:
-        source = make((mistake,), source)
-    return Source("workshop/normans_gpt.py", source.text)
+        by_step.setdefault(mistake.step, []).append(mistake)
+    lines = BOOK.text.split("\n")
+    for first, last, wrong in sorted((wrong_lines(tuple(of)) for of in by_step.values()), reverse=True):
+        lines[first - 1 : last] = (
+            wrong  # from the end of the file on, so that the lines before keep their numbers
+        )
+    return Source("workshop/normans_gpt.py", "\n".join(lines))
 
 
 def verdict_on(source: Source, step_id: str) -> Verdict:
