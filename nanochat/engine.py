@@ -1,7 +1,7 @@
 """Generation with a key-value cache: several prompts at once, each token computed once."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 
 import torch
@@ -116,9 +116,14 @@ class KVCache:
 class Engine:
     """Generates with a key-value cache, for one prompt or many."""
 
-    def __init__(self, model: GPT) -> None:
-        """The model is used where it is and as it is; the engine owns nothing else."""
+    def __init__(self, model: GPT, compiled: bool = False) -> None:
+        """The model is used where it is and as it is. compiled: the first step of one token compiles all others."""
         self.model = model
+        self.step: Callable[..., Tensor] = model
+        if compiled:
+            self.step = torch.compile(
+                model, dynamic=True, fullgraph=True, options={"cpp.use_decompose_tanh": True}
+            )
 
     def generate(
         self,
@@ -229,7 +234,8 @@ class Engine:
             cache.prefill(one)
             return logits.expand(len(chunk), -1)
         ids = torch.tensor(chunk, device=self.model.get_device())
-        newest: Tensor = self.model(ids, kv_cache=cache, last_only=True)
+        forward = self.step if ids.size(1) == 1 and cache.get_pos() else self.model
+        newest: Tensor = forward(ids, kv_cache=cache, last_only=True)
         return newest[:, -1]
 
     def _cache(self, batch_size: int, seq_len: int) -> KVCache:

@@ -24,14 +24,27 @@ def sample_next(
         raise ValueError(f"sample_next: temperature is {temperature}; use 0 for the likeliest token, or more")
     if top_k is not None and top_k < 1:
         raise ValueError(f"sample_next: top_k is {top_k}; use at least 1, or None for the whole vocabulary")
-    if logits.isnan().any():
+    if logits.amax(dim=-1).isnan().any():
         raise ValueError("sample_next: the logits are NaN, so the weights are; take an earlier checkpoint")
     if temperature < COLDEST:
-        return logits.argmax(dim=-1, keepdim=True)
+        return likeliest(logits)
+    tokens: Tensor | None = None  # the token that each column of logits belongs to, if not its number
     if top_k is not None and top_k < logits.size(-1):
-        kth = logits.topk(top_k, dim=-1).values[:, -1:]
+        best = logits.topk(min(top_k + 16, logits.size(-1)), dim=-1)
+        kth = best.values[:, top_k - 1 : top_k]
+        if (best.values[:, -1:] < kth).all():
+            tokens = best.indices.sort(dim=-1).values
+            logits = logits.gather(-1, tokens)
         logits = logits.masked_fill(logits < kth, -math.inf)
     shares = (F.softmax(logits / temperature, dim=-1) * 2**31).round().long()  # whole numbers add up exactly
     ends = shares.cumsum(dim=-1)  # token i owns the numbers from ends[i - 1] up to, not including, ends[i]
     draws = torch.tensor([[rng.getrandbits(31)] for rng in rngs], device=logits.device)
-    return torch.searchsorted(ends, draws * ends[:, -1:] // 2**31, right=True)
+    chosen = torch.searchsorted(ends, draws * ends[:, -1:] // 2**31, right=True)
+    return chosen if tokens is None else tokens.gather(-1, chosen)
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The first of the largest numbers of each row of logits (B, V); returns (B, 1), int64."""
+    if logits.device.type != "cpu":
+        return logits.argmax(dim=-1, keepdim=True)
+    return torch.from_numpy(logits.detach().float().numpy().argmax(axis=-1, keepdims=True))

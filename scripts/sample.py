@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from nanochat.normans_gpt import GPT
     from nanochat.tokenizer import Tokenizer
 
+WEIGHTS = ("", "float32", "bfloat16", "int8")
+
 
 @dataclass(frozen=True)
 class SampleConfig:
@@ -34,6 +36,8 @@ class SampleConfig:
     num_samples: int = flag(1, "how many continuations")
     seed: int = flag(42, "sample i uses seed + i")
     device_type: str = flag("", "cuda, mps or cpu (without: the first there is)")
+    weights: str = flag("", "format of the matrices (without: as they are)", choices=WEIGHTS)
+    compile: bool = flag(False, "compile each step first: pays after ten thousand tokens")
 
     def __post_init__(self) -> None:
         for name, least in (("max_tokens", 1), ("num_samples", 1), ("top_k", 0), ("temperature", 0)):
@@ -130,6 +134,7 @@ def main() -> None:
     config = parse_flags(SampleConfig, sys.argv[1:], "python -m scripts.sample", "Let a model write.")
     device = pick_device(config.device_type)
     model, tokenizer = load_model(config.run, device, config.gpt)
+    from nanochat.decoding import for_decoding
     from nanochat.engine import Engine
 
     count = config.num_samples
@@ -137,7 +142,7 @@ def main() -> None:
     prompts = [tokenizer.encode(config.prompt, prepend=tokenizer.bos)] * count
     top_k = config.top_k or None
     try:
-        steps = Engine(model).generate(
+        steps = Engine(for_decoding(model, config.weights), config.compile).generate(
             prompts, config.max_tokens, config.temperature, top_k, config.seed, stop={tokenizer.bos}
         )
     except ValueError as error:  # too long for the model

@@ -11,6 +11,7 @@ from torch import Tensor
 from nanochat.engine import Engine, KVCache
 from nanochat.normans_gpt import GPT, GPTConfig
 from tests.bounds import clearance, logits_error
+from tests.test_sampling import share_of_draws_that_differ
 
 pytestmark = pytest.mark.numerics
 
@@ -90,6 +91,27 @@ def test_engine_and_plain_generate_agree_token_for_token(
     plain = written(model, [1, 2, 3], 24, temperature=temperature, top_k=top_k, seed=9)
     assert Engine(model).complete([[1, 2, 3]], 24, temperature, top_k, seed=9) == [plain]
     assert len(set(plain)) > 4
+
+
+@torch.inference_mode()
+def test_how_many_draws_the_cache_changes() -> None:
+    """Chapter 50: of the order of one in a thousand, and of a few in a million among the likeliest fifty."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(16, 65536, n_layer=2, n_head=1, n_kv_head=1, n_embd=64))
+    model.init_weights()
+    for name, p in model.named_parameters():
+        torch.nn.init.normal_(p, std=1.0 if "wte" in name else 0.3)
+    x = torch.randint(65536, (1, 12), generator=torch.Generator().manual_seed(1))
+    cache = new_cache(model, 1, 12)
+    found: dict[int | None, list[float]] = {None: [], 50: []}
+    for t in range(12):
+        cached, slow = model(x[:, t : t + 1], kv_cache=cache)[0, -1], model(x[:, : t + 1])[0, -1]
+        for top_k, shares in found.items():
+            shares.append(share_of_draws_that_differ(cached, slow, top_k))
+            epsilon = (cached.double() - slow.double()).abs().max().item()
+            assert shares[-1] <= ((top_k or 65536) - 1) * epsilon / 2 + 1e-12  # of the sum in float64
+    assert 1e-4 < sum(found[None]) / 12 < 5e-3
+    assert 1e-7 < sum(found[50]) / 12 < 2e-5
 
 
 @pytest.mark.parametrize("max_tokens", [1, 3, 12])

@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.sampling import sample_next
@@ -63,31 +64,86 @@ def test_top_1_is_greedy_where_nothing_ties_and_large_k_is_everything() -> None:
     assert draw(logits, 300, top_k=9) == draw(logits, 300) == draw(logits, 300, top_k=1000)
 
 
+class Fixed(random.Random):
+    """A generator whose next number is known."""
+
+    def __init__(self, value: int) -> None:
+        super().__init__()
+        self.value = value
+
+    def getrandbits(self, k: int, /) -> int:
+        assert self.value < 2**k
+        return self.value
+
+
 def test_a_token_that_cannot_be_is_never_drawn() -> None:
     """Also at the ends of the vocabulary and at the extremes of the random number."""
-
-    class Fixed(random.Random):
-        def __init__(self, value: int) -> None:
-            super().__init__()
-            self.value = value
-
-        def getrandbits(self, k: int, /) -> int:
-            assert self.value < 2**k
-            return self.value
-
     logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, 0.0, -math.inf]])
     for value, token in ((0, 1), (2**31 // 3 + 1, 3), (2**31 - 1, 4)):
         assert sample_next(logits, [Fixed(value)]).item() == token
 
 
-def test_rounding_noise_in_the_logits_does_not_change_the_draw() -> None:
-    """Cached and uncached logits differ in their last digits: 1e-6 may move one draw in about a million."""
-    torch.manual_seed(0)
-    logits = torch.randn(500, 50)
-    noisy = logits + 1e-6 * torch.randn_like(logits)
-    a = sample_next(logits, [random.Random(i) for i in range(500)])
-    b = sample_next(noisy, [random.Random(i) for i in range(500)])
-    assert int((a != b).sum()) <= 1
+def rounding(V: int) -> float:
+    """By how much V equal shares of 2^31, each rounded, are longer than 2^31, in shares."""
+    share = round(2**31 / V)
+    return (V * share - 2**31) / share
+
+
+@pytest.mark.parametrize("V", [80_021, 95_003, 2, 5])
+def test_the_dart_reaches_every_token_whatever_the_shares_add_up_to(V: int) -> None:
+    """The middle of token i's stretch is at (i + 1/2) / V of the line, and its ends are the dart's.
+
+    With 80,021 tokens the rounded shares add up to nearly one and a half shares more than 2^31, so that a dart
+    which is not stretched to the line, or is taken modulo its length, misses the last token. With 95,003
+    they add up to more than one and a half shares less, and a dart modulo that begins again at the first.
+    """
+    assert rounding(80_021) > 1.4
+    assert rounding(95_003) < -1.5
+    logits = torch.zeros(1, V)
+    assert sample_next(logits, [Fixed(0)]).item() == 0
+    assert sample_next(logits, [Fixed(2**31 - 1)]).item() == V - 1
+    for i in (0, 1, V // 3, V // 2, V - 2, V - 1):
+        assert sample_next(logits, [Fixed((2 * i + 1) * 2**30 // V)]).item() == i
+
+
+def share_of_draws_that_differ(a: Tensor, b: Tensor, top_k: int | None = None) -> float:
+    """Of all darts, those that hit another token with logits b (V,) than with a: what stretches do not share."""
+    ends = []
+    for logits in (a.double(), b.double()):
+        if top_k is not None:
+            logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -math.inf)
+        ends.append(F.pad(logits.softmax(dim=0).cumsum(dim=0), (1, 0)))
+    common = torch.minimum(ends[0][1:], ends[1][1:]) - torch.maximum(ends[0][:-1], ends[1][:-1])
+    return 1 - common.clamp(min=0).sum().item()
+
+
+@pytest.mark.parametrize(("V", "top_k"), [(50, None), (65536, None), (65536, 50)])
+def test_noise_in_the_logits_changes_no_more_draws_than_chapter_50_derives(V: int, top_k: int | None) -> None:
+    """At most (k - 1) ε / 2, also for the worst of all noise: up at one end of the line and down at the other."""
+    rng, noise = torch.Generator().manual_seed(0), 1e-5
+    logits = 3 * torch.randn(V, generator=rng, dtype=torch.float64)
+    bound = ((top_k or V) - 1) * noise / 2
+    for direction in (torch.rand(V, generator=rng) * 2 - 1, torch.linspace(-1, 1, V).sign()):
+        found = share_of_draws_that_differ(logits, logits + noise * direction, top_k)
+        assert 0 < found <= bound
+    darts = torch.randint(2**31, (60,), generator=rng).tolist()
+    changed = sum(
+        sample_next(logits[None], [Fixed(dart)], 1.0, top_k).item()
+        != sample_next((logits + noise * direction)[None], [Fixed(dart)], 1.0, top_k).item()
+        for dart in darts
+    )
+    assert changed <= 60 * bound + 5 * math.sqrt(60 * bound) + 1
+
+
+@pytest.mark.parametrize("top_k", [1, 7, 40, 59, 60])
+def test_the_likeliest_alone_are_drawn_as_from_the_whole_vocabulary(top_k: int) -> None:
+    """With and without more ties than are looked for, in the order of the vocabulary: the same darts hit."""
+    rng = torch.Generator().manual_seed(top_k)
+    for logits in (torch.randn(60, generator=rng), torch.randint(3, (60,), generator=rng).float()):
+        kept = logits.masked_fill(logits < logits.topk(top_k).values[-1], -math.inf)
+        for dart in torch.randint(2**31, (50,), generator=rng).tolist():
+            token = sample_next(logits[None], [Fixed(dart)], 1.0, top_k)
+            assert torch.equal(token, sample_next(kept[None], [Fixed(dart)]))
 
 
 def test_a_row_depends_on_its_own_generator_alone() -> None:

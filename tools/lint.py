@@ -17,6 +17,7 @@ SUFFIXES = {
     "python": (".py",),
     "bash": (".sh",),
     "sh": (".sh",),
+    "c": (".c",),
     "toml": (".toml",),
     "yaml": (".yml", ".yaml"),
 }
