@@ -44,10 +44,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from nanochat.engine import Engine
     from nanochat.normans_gpt import GPT
     from nanochat.tokenizer import Tokenizer
 
 FORMATS = ("float32", "bfloat16")
+TWINS = ("float32", "bfloat16", "int8")
+PROMPTS = ((1, ""), (8, ", 8 prompts"))
 VOCAB_SIZE = 4096  # of the tokenizer that is measured
 WARM_UP = 3  # repetitions that do not count
 DEVICES = ("", "cuda", "mps", "cpu")
@@ -61,6 +64,7 @@ TITLES = {
     "d20": "A step at depth 20",
     "tokenizer": "Encoding",
     "loader": "Loading batches",
+    "products": "A few rows times the head's matrix",
     "decoding": "Decoding",
 }
 
@@ -90,7 +94,8 @@ class Case:
     fresh: bool = False  # compile with an empty cache
     loss: str = "in chunks"  # or "all at once"
     cached: bool = True  # decoding: with a key-value cache
-    count: int = 1  # threads of the tokenizer, prompts of decoding
+    weights: str = ""  # decoding: the format of the twin's weights; without, the model itself
+    count: int = 1  # threads of the tokenizer, rows of a product, prompts of decoding
     gpt: str = "book"  # whose model
 
 
@@ -111,26 +116,29 @@ def small(bfloat16: bool) -> Size:
     )
 
 
-GROUPS = ("steps", "loss", "small", "compile", "d12", "d20", "tokenizer", "loader", "decoding")
+GROUPS = ("steps", "loss", "small", "compile", "d12", "d20", "tokenizer", "loader", "products", "decoding")
 
 
 def cases_for(machine: Machine, quick: bool) -> list[Case]:
     """Everything there is to measure on this machine; quick: what needs no compiler, at tiny sizes."""
     formats = FORMATS if machine.bfloat16 else FORMATS[:1]
     if quick:
-        return [case for case in all_cases(TINY, TINY, TINY, TINY, FORMATS) if not case.compiled]
+        every = all_cases(TINY, TINY, TINY, FORMATS) + decoding_cases(TINY, FORMATS, machine.type)
+        return [case for case in every if not case.compiled]
     if machine.type == "cuda":
         large = [
             Case(f"d{size.n_layer}", "bfloat16, compiled", "step", size, compiled="blocks")
             for size in (D12, D20)
         ]
         middle = replace(D12, B=8)
-        return all_cases(SEED, middle, middle, replace(D12, B=1), formats) + large
+        one = replace(D12, B=1)
+        return all_cases(SEED, middle, middle, formats) + decoding_cases(one, formats, machine.type) + large
     ours = both_ways("small", small(machine.bfloat16), formats[-1])
-    return all_cases(SEED, replace(SEED, B=4), SEED, SEED, formats) + ours
+    every = all_cases(SEED, replace(SEED, B=4), SEED, formats)
+    return every + decoding_cases(SEED, formats, machine.type) + ours
 
 
-def all_cases(steps: Size, loss: Size, compiling: Size, decoding: Size, formats: Sequence[str]) -> list[Case]:
+def all_cases(steps: Size, loss: Size, compiling: Size, formats: Sequence[str]) -> list[Case]:
     """The groups that exist on every device, at the given sizes; the last of the formats is the fast one."""
     fast = formats[-1]
     ways = [(loss_way, compiled) for compiled in ("", "blocks") for loss_way in ("all at once", "in chunks")]
@@ -144,11 +152,23 @@ def all_cases(steps: Size, loss: Size, compiling: Size, decoding: Size, formats:
         Case("compile", "block by block", "step", compiling, fast, compiled="blocks", fresh=True),
         *(Case("tokenizer", f"{n} thread{'s' * (n > 1)}", "encode", text, count=n) for n in threads),
         Case("loader", f"T={text.T}, B={text.B}", "load", text),
-        Case("decoding", "float32, no cache", "decode", decoding, "float32", cached=False),
-        Case("decoding", "float32, cache", "decode", decoding, "float32"),
-        Case("decoding", "bfloat16, cache", "decode", decoding),
-        Case("decoding", "bfloat16, cache, 8 prompts", "decode", decoding, count=8),
     ]
+
+
+def decoding_cases(size: Size, formats: Sequence[str], device_type: str) -> list[Case]:
+    """One prompt and eight, with the model as it is and, on a CPU, with twins in every format."""
+    model = Case("decoding", "", "decode", size, "float32")
+    cases = [replace(model, name="float32, no cache", cached=False)]
+    for dtype in formats:
+        cases += [replace(model, name=f"{dtype}, cache{few}", dtype=dtype, count=n) for n, few in PROMPTS]
+    if device_type != "cpu":
+        return cases
+    for weights in TWINS:
+        for n, few in PROMPTS:
+            twin = replace(model, name=f"{weights} twin{few}", weights=weights, count=n)
+            cases += [twin, replace(twin, name=f"{weights} twin, compiled{few}", compiled="whole")]
+    products = [Case("products", f"{n} row{'s' * (n > 1)}", "multiply", size, count=n) for n, _ in PROMPTS]
+    return products + cases
 
 
 def both_ways(group: str, size: Size, dtype: str) -> list[Case]:
@@ -417,10 +437,52 @@ def load(case: Case, device: torch.device) -> Work:
     return {"tokens": count * size.B * size.T}, turn
 
 
+def multiply(case: Case, device: torch.device) -> Work:
+    """Seconds of the product of `count` rows with the head's matrix, by every way that this PyTorch has."""
+    import torch
+    import torch.nn.functional as F
+
+    from nanochat.decoding import PARTS, PackedLinear, round_to
+
+    V, C, rows = case.size.vocab_size, case.size.n_embd, case.count
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(C, V, bias=False), torch.randn(rows, C)
+    weight, x16 = layer.weight.detach(), x.bfloat16()
+    narrow, (int8, scale) = weight.bfloat16(), round_to(weight, "int8")
+    assert scale is not None
+    pieces, scale16 = weight.view(8, -1, C), scale.bfloat16()
+    ways: dict[str, tuple[int, Callable[[], Tensor]]] = {
+        "F.linear, float32": (4, lambda: F.linear(x, weight)),
+        "torch.bmm of eight pieces, float32": (4, lambda: torch.bmm(pieces, x.T.expand(8, C, rows))),
+        "F.linear, bfloat16": (2, lambda: F.linear(x16, narrow)),
+    }
+    with contextlib.suppress(AttributeError, RuntimeError):  # not every build of PyTorch has these
+        packed = torch.ops.quantized.linear_prepack_fp16(weight, None)
+        ways["FBGEMM, float16"] = 2, lambda: torch.ops.quantized.linear_dynamic_fp16(x, packed)
+    with contextlib.suppress(AttributeError, RuntimeError):
+        torch._weight_int8pack_mm(x16, int8, scale16)
+        ways["torch._weight_int8pack_mm, int8"] = 1, lambda: torch._weight_int8pack_mm(x16, int8, scale16)
+    for weights in PARTS:
+        ways[f"our kernel, {weights}"] = 4 // PARTS[weights], functools.partial(PackedLinear(layer, weights), x)
+    clock = Clock(device)
+
+    def turn() -> dict[str, float]:
+        with torch.inference_mode(), clock.part("total"):
+            for name, (_, way) in ways.items():
+                with clock.part(name):
+                    way()
+        return clock.read()
+
+    turn()
+    read = {name: size * V * C for name, (size, _) in ways.items()}
+    return {"tokens": rows, "ways": read, "bytes": sum(read.values())}, turn
+
+
 def decode(case: Case, device: torch.device) -> Work:
     """Seconds to generate a few tokens, with the engine's cache or without."""
     import torch
 
+    from nanochat.decoding import for_decoding
     from nanochat.engine import Engine
 
     torch.manual_seed(0)
@@ -428,20 +490,75 @@ def decode(case: Case, device: torch.device) -> Work:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)  # no zeros: see the yardstick
     model.to(getattr(torch, case.dtype)).eval()
-    prompt = torch.randint(case.size.vocab_size, (min(64, case.size.T),)).tolist()
-    clock, length = Clock(device), min(32, case.size.T)
+    model = for_decoding(model, case.weights) if case.weights else model
+    prompts = [torch.randint(case.size.vocab_size, (min(64, case.size.T),)).tolist()] * case.count
+    engine, clock, length = Engine(model, bool(case.compiled)), Clock(device), min(32, case.size.T)
+    time_the_parts(engine, clock)
 
     def turn() -> dict[str, float]:
+        slowly = model.generate(prompts[0], length + 1, temperature=0.0)
+        steps = engine.generate(prompts, length + 1, temperature=0.0) if case.cached else slowly
+        next(steps)  # type: ignore[call-overload]
+        clock.read()
         with clock.part("total"):
-            if case.cached:
-                Engine(model).complete([prompt] * case.count, length, temperature=0.0)
-            else:
-                list(model.generate(prompt, length, temperature=0.0))
-        return clock.read()
+            for _ in steps:
+                pass
+        seconds = clock.read()
+        if "the model" in seconds:
+            seconds["the engine"] = seconds["total"] - seconds["the model"] - seconds["choosing"]
+        return seconds
 
     turn()
-    read = sum(p.nbytes for p in model.parameters()) - model.transformer.wte.weight.nbytes
-    return {"tokens": case.count * length, "bytes": read * length}, turn
+    bounds = bounds_of_a_token(case, model, len(prompts[0]) + length // 2)
+    read = bounds["product of the head"]["bytes"] + bounds["products of the blocks"]["bytes"]
+    for needed in bounds.values():
+        needed.update({unit: amount * length for unit, amount in needed.items()})
+    return {"tokens": case.count * length, "bytes": read * length, "bounds": bounds if case.cached else {}}, turn
+
+
+def time_the_parts(engine: Engine, clock: Clock) -> None:
+    """Add the times of a token's parts to parts of their own; for the only engine of this process."""
+    import torch
+
+    from nanochat import decoding
+    from nanochat import engine as module
+
+    V = engine.model.config.vocab_size
+
+    def timed(function: Callable[..., Any], name: Callable[..., str]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with clock.part(name(*args)):
+                return function(*args, **kwargs)
+
+        return wrapper
+
+    def product(rows: int) -> str:
+        return "product of the head" if rows == V else "products of the blocks"
+
+    linear = timed(torch.nn.functional.linear, lambda x, weight, *_: product(weight.size(0)))
+    torch.nn.functional.linear = linear
+    if any(isinstance(layer, decoding.PackedLinear) for layer in engine.model.modules()):
+        kernel = timed(decoding.load_kernel(), lambda *args: product(args[4]))
+        vars(decoding)["load_kernel"] = lambda: kernel
+    engine.step = timed(engine.step, lambda *_: "the model")
+    vars(module)["sample_next"] = timed(module.sample_next, lambda *_: "choosing")
+
+
+def bounds_of_a_token(case: Case, model: GPT, position: int) -> dict[str, dict[str, float]]:
+    """For each part of a step of one token in each row: its arithmetic, and the bytes of all its operands."""
+    size, item = case.size, 2 if case.dtype == "bfloat16" else 4
+    L, C, V, B = size.n_layer, size.n_embd, size.vocab_size, case.count
+    stored = {layer: layer.stored_bytes() for layer in model.modules() if hasattr(layer, "stored_bytes")}
+    head = stored.get(model.lm_head, V * C * item)
+    blocks = sum(stored.values()) - head if stored else 12 * L * C * C * item
+    scores = 4 * V * B  # written once, read once
+    return {
+        "product of the head": {"flops": 2 * V * C * B, "bytes": head},
+        "products of the blocks": {"flops": 24 * L * C * C * B, "bytes": blocks},
+        "rest of the model": {"flops": 4 * L * C * position * B, "bytes": 2 * L * C * position * item * B + 2 * scores},
+        "choosing": {"flops": 0, "bytes": scores},
+        "the engine": {"flops": 0, "bytes": 0},
+    }
 
 
 WORK: dict[str, Callable[[Case, torch.device], Work]] = {
@@ -449,6 +566,7 @@ WORK: dict[str, Callable[[Case, torch.device], Work]] = {
     "step": train,
     "encode": encode,
     "load": load,
+    "multiply": multiply,
     "decode": decode,
 }
 
@@ -612,7 +730,7 @@ def measure_and_describe(cases: list[Case], device_type: str, config: BenchConfi
     """The records of one group, the yardstick's first where the group has a use for it."""
     side = TINY.n_embd if config.quick else {"cuda": 8192}.get(device_type, 2048)
     yardstick = Case(cases[0].group, "yardstick", "machine", replace(TINY, n_embd=side))
-    measured = {"step", "decode"} & {case.work for case in cases}
+    measured = {"step", "multiply", "decode"} & {case.work for case in cases}
     children = measure_group([yardstick, *cases] if measured else cases, device_type, config.rounds)
     reference = children.pop(0) if measured else None
     records = [describe(*pair, children[0], reference) for pair in zip(cases, children, strict=True)]
@@ -640,9 +758,11 @@ def tables(record: dict[str, Any]) -> str:
     ]
     parts = ["\n".join(lines), machine_table(record)]
     for name, cases in record["groups"].items():
-        parts.append(f"### {TITLES[name]}\n\n{size_line(cases[-1])}\n\n{group_table(cases, record)}")
-        if name in ("steps", "small", "d12", "d20"):
-            parts += [parts_table(case, cases[0]) for case in cases if case["compiled"]]
+        of_group = ways_table(cases) if name == "products" else group_table(cases, record)
+        parts.append(f"### {TITLES[name]}\n\n{size_line(cases[-1])}\n\n{of_group}")
+        if name in ("steps", "small", "d12", "d20", "decoding"):
+            shown = [case for case in cases if case["compiled"] or case["work"] == "decode"]
+            parts += [parts_table(case, cases[0]) for case in shown]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -685,7 +805,7 @@ def group_table(cases: list[dict[str, Any]], record: dict[str, Any]) -> str:
         if case["failed"] or not case["turns"]:
             rows.append([case["name"], case["failed"] or "not measured", *[""] * (len(header) - 2)])
             continue
-        each = case["facts"]["tokens"] / case["count"] if work == "decode" else 1
+        each = repeated(case)
         time_ = {key: value * 1000 / each for key, value in case["seconds"].items()}
         row = [case["name"], number(time_["median"]), f"{number(time_['low'])} – {number(time_['high'])}"]
         row.append(f"{case['tokens_per_second']['median']:,.0f}")
@@ -708,7 +828,7 @@ def group_table(cases: list[dict[str, Any]], record: dict[str, Any]) -> str:
 
 def parts_table(case: dict[str, Any], yardstick: dict[str, Any]) -> str:
     """Where the time of a training step goes, and how near each part is to what the machine allows."""
-    bounds, rows = case["facts"].get("bounds"), []
+    bounds, rows, one_is = case["facts"].get("bounds"), [], "token" if case["work"] == "decode" else "step"
     if not bounds or case["failed"] or not case["turns"]:
         return ""
     for part, needed in bounds.items():
@@ -721,15 +841,39 @@ def parts_table(case: dict[str, Any], yardstick: dict[str, Any]) -> str:
         reached = [max(a, m) / s for (s, _), a, m in zip(pairs, arithmetic, memory, strict=True)]
         share = [s / turn["total"] for (s, _), turn in zip(pairs, case["turns"], strict=True)]
         took = statistics.median(s for s, _ in pairs)
-        times = [number(1000 * value) for value in (took, *map(statistics.median, (arithmetic, memory)))]
+        in_seconds = (took, *map(statistics.median, (arithmetic, memory)))
+        times = [number(1000 * value / repeated(case)) for value in in_seconds]
         rows.append([part, *times, *(f"{statistics.median(ratio):.0%}" for ratio in (share, reached))])
     bound = ["bound of arithmetic, ms", "bound of memory, ms"]
-    return table([case["name"], "ms", *bound, "of the step", "bound / time"], rows)
+    return table([case["name"], "ms", *bound, f"of the {one_is}", "bound / time"], rows)
+
+
+def repeated(case: dict[str, Any]) -> float:
+    """How many steps or tokens of each row one repetition took."""
+    return float(case["facts"]["tokens"] / case["count"]) if case["work"] == "decode" else 1.0
 
 
 def seconds_of(part: str, turn: dict[str, float]) -> float:
-    """The seconds of one part of a step; what is called the blocks is the forward pass without its loss."""
-    return turn["forward"] - turn.get("loss", 0.0) if part == "blocks, forward" else turn[part]
+    """The seconds of one part of a step; two are what is left of a whole when its other parts are taken away."""
+    if part == "blocks, forward":
+        return turn["forward"] - turn.get("loss", 0.0)
+    if part == "rest of the model":
+        return turn["the model"] - sum(seconds for name, seconds in turn.items() if name.startswith("product"))
+    return turn.get(part, 0.0)
+
+
+def ways_table(cases: list[dict[str, Any]]) -> str:
+    """The time of each way to multiply, and the rate at which it reads, beside the rate of copying."""
+    yardstick, *counts = [case for case in cases if not case["failed"] and case["turns"]]
+    header, rows = ["way", "MB read"], {way: [f"{size / 1e6:.1f}"] for way, size in counts[0]["facts"]["ways"].items()}
+    for case in counts:
+        header += [f"{case['name']}, ms", "share of copying"]
+        for way, size in case["facts"]["ways"].items():
+            pairs = list(zip(case["turns"], yardstick["turns"], strict=True))
+            took = statistics.median(turn[way] for turn, _ in pairs)
+            copied = [size / yardstick["facts"]["bytes"] * one["copy"] / turn[way] for turn, one in pairs]
+            rows[way] += [number(1000 * took), f"{statistics.median(copied):.0%}"]
+    return table(header, [[way, *cells] for way, cells in rows.items()])
 
 
 def size_line(case: dict[str, Any]) -> str:
@@ -740,8 +884,10 @@ def size_line(case: dict[str, Any]) -> str:
         return f"V={size['vocab_size']:,}, {case['facts'].get('bytes', 0) / 1e6:.1f} MB of text."
     if case["work"] == "load":
         return f"V={size['vocab_size']:,}, {case['facts'].get('tokens', 0):,} tokens a repetition."
+    if case["work"] == "multiply":
+        return f"C={size['n_embd']}, V={size['vocab_size']:,}."
     if case["work"] == "decode":
-        return f"{model}; greedy, {min(32, size['T'])} tokens after {min(64, size['T'])}."
+        return f"{model}; greedy, {min(32, size['T'])} tokens after {min(64, size['T'])} and a first one."
     parameters = f", {case['facts']['parameters'] / 1e6:.1f}M parameters" if case["facts"] else ""
     return f"{model}, T={size['T']}, B={size['B']}{parameters}."
 

@@ -220,7 +220,7 @@ def test_on_another_device_the_weights_stay_as_they_are() -> None:
         model = GPT(lively().config)
     assert for_decoding(model) is model
     assert for_decoding(model, "float32") is model
-    with pytest.raises(UserError, match="--weights=int8: on a GPU the weights are float32; leave it out"):
+    with pytest.raises(UserError, match="--weights=int8: on a GPU they are float32; leave it out"):
         for_decoding(model, "int8")
 
 

@@ -107,7 +107,7 @@ def test_the_dart_reaches_every_token_whatever_the_shares_add_up_to(V: int) -> N
 
 
 def share_of_draws_that_differ(a: Tensor, b: Tensor, top_k: int | None = None) -> float:
-    """Of all darts, those that hit another token with logits b (V,) than with a: what stretches do not share."""
+    """Of all darts, those that hit another token with logits b (V,) than with a: where stretches differ."""
     ends = []
     for logits in (a.double(), b.double()):
         if top_k is not None:
@@ -119,7 +119,7 @@ def share_of_draws_that_differ(a: Tensor, b: Tensor, top_k: int | None = None) -
 
 @pytest.mark.parametrize(("V", "top_k"), [(50, None), (65536, None), (65536, 50)])
 def test_noise_in_the_logits_changes_no_more_draws_than_chapter_50_derives(V: int, top_k: int | None) -> None:
-    """At most (k - 1) ε / 2, also for the worst of all noise: up at one end of the line and down at the other."""
+    """At most (k - 1) ε / 2, also for noise that is up at one end of the line and down at the other."""
     rng, noise = torch.Generator().manual_seed(0), 1e-5
     logits = 3 * torch.randn(V, generator=rng, dtype=torch.float64)
     bound = ((top_k or V) - 1) * noise / 2
