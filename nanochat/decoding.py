@@ -1,4 +1,4 @@
-"""A model's twin for decoding: its matrices kept in float32, bfloat16 or int8, and read by a kernel of ours."""
+"""A model's twin for decoding: its matrices in float32, bfloat16 or int8, read by a kernel of our own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ALIGNED = 16  # words: the widest vector register there is
 
 
 def round_to(weight: Tensor, weights: str) -> tuple[Tensor, Tensor | None]:
-    """A matrix (V, C) in another format, and for int8 the number each row is multiplied with, (V,), float32."""
+    """A matrix (V, C) in another format, and for int8 what each row is multiplied with, (V,), float32."""
     if weights != "int8":
         return weight.to(getattr(torch, weights)), None
     scale = weight.float().abs().amax(dim=1) / 127
@@ -61,7 +61,7 @@ VECTORS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx512f", "-mavx2", "-mfma
 
 @functools.cache
 def load_kernel() -> Callable[..., int]:
-    """The function row_product of row_product.c for this machine. Raises UserError if it cannot be compiled."""
+    """The function row_product of row_product.c for this machine; UserError if it cannot be compiled."""
     return open_kernel(this_machine(torch.device("cpu")).vector)
 
 
@@ -92,7 +92,7 @@ def open_kernel(vector: str) -> Callable[..., int]:
 
 
 def compile_to(library: Path, command: list[str]) -> None:
-    """Run a compiler's command, which ends before the name of its output, and put what it makes in its place."""
+    """Run a compiler's command, which lacks the name of its output, and put what it makes in its place."""
     with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
         made = Path(folder) / library.name
         subprocess.run([*command, str(made)], check=True, capture_output=True, text=True)
@@ -114,7 +114,7 @@ def row_product(x: Tensor, words: Tensor, scale: Tensor | None, parts: int) -> T
     return y
 
 
-@torch.library.register_fake("nanochat::row_product")
+@torch.library.register_fake("nanochat::row_product")  # type: ignore[untyped-decorator]
 def shape_of_row_product(x: Tensor, words: Tensor, scale: Tensor | None, parts: int) -> Tensor:
     """An empty result, for who asks for shapes."""
     return x.new_empty((*x.shape[:-1], words.size(0)), dtype=torch.float32)
@@ -159,7 +159,7 @@ def for_decoding(model: GPT, weights: str = "") -> GPT:
     if model.get_device().type != "cpu":
         kept = str(model.lm_head.weight.dtype).removeprefix("torch.")
         if weights not in ("", kept):
-            raise UserError(f"--weights={weights}: on a GPU the weights are {kept}; leave it out, or use the CPU")
+            raise UserError(f"--weights={weights}: on a GPU they are {kept}; leave it out, or use the CPU")
         return model
     try:
         load_kernel()

@@ -117,13 +117,12 @@ class Engine:
     """Generates with a key-value cache, for one prompt or many."""
 
     def __init__(self, model: GPT, compiled: bool = False) -> None:
-        """The model is used where it is and as it is. compiled: the first step of one token compiles all others."""
+        """The model is used where it is and as it is; compiled compiles its step when there is a first."""
         self.model = model
         self.step: Callable[..., Tensor] = model
         if compiled:
-            self.step = torch.compile(
-                model, dynamic=True, fullgraph=True, options={"cpp.use_decompose_tanh": True}
-            )
+            options = {"cpp.use_decompose_tanh": True}
+            self.step = torch.compile(model, dynamic=True, fullgraph=True, options=options)
 
     def generate(
         self,

@@ -29,6 +29,8 @@ from scripts.base_eval import ModelChoice, Opened, free_name, open_model, with_a
 if TYPE_CHECKING:
     import torch
 
+WEIGHTS = ("", "float32", "bfloat16", "int8")
+
 
 @dataclass(frozen=True)
 class LossConfig(ModelChoice):
@@ -39,6 +41,7 @@ class LossConfig(ModelChoice):
     device_batch_size: int = flag(16, "sequences in one pass")
     max_tokens: int = flag(48, "tokens to add to each prompt; 0: write nothing")
     temperature: float = flag(0.8, "0 takes the likeliest token, 1 samples as is")
+    weights: str = flag("", "round the matrices as for decoding (without: as they are)", choices=WEIGHTS)
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything is loaded."""
@@ -192,9 +195,12 @@ def main() -> None:
     config = parse_flags(LossConfig, sys.argv[1:], "python -m scripts.base_loss", about)
     ranks = init_ranks(config.device_type)
     device = pick_device(config.device_type, ranks)
+    from nanochat.decoding import round_weights
     from nanochat.turns import describe_machine
 
     opened = open_model(config, device)
+    if config.weights:
+        round_weights(opened.model, config.weights)
     tokenizer = opened.tokenizer
     if config.hf_path:
         tokenizer = ForeignTokenizer(tokenizer, opened.subject.vocab_size, config.hf_path)
@@ -214,6 +220,7 @@ def main() -> None:
             "data": data,
             "context": opened.subject.context,
             "model": opened.about,
+            "weights": config.weights,
             "machine": describe_machine(device.type),
             "samples": texts,
             "numbers": found,

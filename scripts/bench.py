@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from nanochat.common import UserError, pick_device, run_program, write_atomically
 from nanochat.flags import flag, parse_flags
 from nanochat.learning.gaps import gaps_explained
-from nanochat.machine import Machine, measure_rates, own_cores, this_machine
+from nanochat.machine import Machine, measure_rates, multiplies_bfloat16, own_cores, this_machine
 from nanochat.models import choose_gpt, load_gpt
 from nanochat.system import load_average
 from nanochat.turns import (
@@ -225,8 +225,12 @@ def measure_machine(case: Case, device: torch.device) -> Work:
     """Seconds for one matrix product in float32, one in bfloat16, and a copy."""
     import torch
 
-    n = case.size.n_embd
-    formats = {name: torch.randn(n, n, device=device, dtype=getattr(torch, name)) for name in FORMATS}
+    n, fast = case.size.n_embd, multiplies_bfloat16(device)
+    sides = {name: n if fast or name == "float32" else n // 8 for name in FORMATS}
+    formats = {
+        name: torch.randn(side, side, device=device, dtype=getattr(torch, name))
+        for name, side in sides.items()
+    }
     source = torch.ones(64 * 2**20, device=device) if n > TINY.n_embd else torch.ones(2**10, device=device)
     target = torch.empty_like(source)
     clock = Clock(device)
@@ -237,7 +241,8 @@ def measure_machine(case: Case, device: torch.device) -> Work:
                 matrix @ matrix
         with clock.part("copy"):
             target.copy_(source)
-        return clock.read()
+        seconds = clock.read()
+        return {name: took * (n // sides.get(name, n)) ** 3 for name, took in seconds.items()}
 
     for _ in range(WARM_UP):
         turn()
@@ -463,7 +468,8 @@ def multiply(case: Case, device: torch.device) -> Work:
         torch._weight_int8pack_mm(x16, int8, scale16)
         ways["torch._weight_int8pack_mm, int8"] = 1, lambda: torch._weight_int8pack_mm(x16, int8, scale16)
     for weights in PARTS:
-        ways[f"our kernel, {weights}"] = 4 // PARTS[weights], functools.partial(PackedLinear(layer, weights), x)
+        ours = PackedLinear(layer, weights)
+        ways[f"our kernel, {weights}"] = 4 // PARTS[weights], functools.partial(ours, x)
     clock = Clock(device)
 
     def turn() -> dict[str, float]:
@@ -498,7 +504,7 @@ def decode(case: Case, device: torch.device) -> Work:
     def turn() -> dict[str, float]:
         slowly = model.generate(prompts[0], length + 1, temperature=0.0)
         steps = engine.generate(prompts, length + 1, temperature=0.0) if case.cached else slowly
-        next(steps)  # type: ignore[call-overload]
+        next(steps)
         clock.read()
         with clock.part("total"):
             for _ in steps:
@@ -513,7 +519,8 @@ def decode(case: Case, device: torch.device) -> Work:
     read = bounds["product of the head"]["bytes"] + bounds["products of the blocks"]["bytes"]
     for needed in bounds.values():
         needed.update({unit: amount * length for unit, amount in needed.items()})
-    return {"tokens": case.count * length, "bytes": read * length, "bounds": bounds if case.cached else {}}, turn
+    facts = {"tokens": case.count * length, "bytes": read * length}
+    return {**facts, "bounds": bounds if case.cached else {}}, turn
 
 
 def time_the_parts(engine: Engine, clock: Clock) -> None:
@@ -521,7 +528,6 @@ def time_the_parts(engine: Engine, clock: Clock) -> None:
     import torch
 
     from nanochat import decoding
-    from nanochat import engine as module
 
     V = engine.model.config.vocab_size
 
@@ -538,24 +544,28 @@ def time_the_parts(engine: Engine, clock: Clock) -> None:
     linear = timed(torch.nn.functional.linear, lambda x, weight, *_: product(weight.size(0)))
     torch.nn.functional.linear = linear
     if any(isinstance(layer, decoding.PackedLinear) for layer in engine.model.modules()):
-        kernel = timed(decoding.load_kernel(), lambda *args: product(args[4]))
+        kernel = timed(decoding.load_kernel(), lambda *arguments: product(arguments[4]))
         vars(decoding)["load_kernel"] = lambda: kernel
     engine.step = timed(engine.step, lambda *_: "the model")
-    vars(module)["sample_next"] = timed(module.sample_next, lambda *_: "choosing")
+    names = vars(sys.modules["nanochat.engine"])
+    names["sample_next"] = timed(names["sample_next"], lambda *_: "choosing")
 
 
 def bounds_of_a_token(case: Case, model: GPT, position: int) -> dict[str, dict[str, float]]:
     """For each part of a step of one token in each row: its arithmetic, and the bytes of all its operands."""
+    from nanochat.decoding import PackedLinear
+
     size, item = case.size, 2 if case.dtype == "bfloat16" else 4
     L, C, V, B = size.n_layer, size.n_embd, size.vocab_size, case.count
-    stored = {layer: layer.stored_bytes() for layer in model.modules() if hasattr(layer, "stored_bytes")}
+    twins = [layer for layer in model.modules() if isinstance(layer, PackedLinear)]
+    stored: dict[torch.nn.Module, int] = {layer: layer.stored_bytes() for layer in twins}
     head = stored.get(model.lm_head, V * C * item)
     blocks = sum(stored.values()) - head if stored else 12 * L * C * C * item
-    scores = 4 * V * B  # written once, read once
+    scores, cache = 4 * V * B, 2 * L * C * position * item * B
     return {
         "product of the head": {"flops": 2 * V * C * B, "bytes": head},
         "products of the blocks": {"flops": 24 * L * C * C * B, "bytes": blocks},
-        "rest of the model": {"flops": 4 * L * C * position * B, "bytes": 2 * L * C * position * item * B + 2 * scores},
+        "rest of the model": {"flops": 4 * L * C * position * B, "bytes": cache + 2 * scores},
         "choosing": {"flops": 0, "bytes": scores},
         "the engine": {"flops": 0, "bytes": 0},
     }
@@ -854,18 +864,19 @@ def repeated(case: dict[str, Any]) -> float:
 
 
 def seconds_of(part: str, turn: dict[str, float]) -> float:
-    """The seconds of one part of a step; two are what is left of a whole when its other parts are taken away."""
+    """The seconds of one part of a step; two of them are what its other parts leave of a whole."""
     if part == "blocks, forward":
         return turn["forward"] - turn.get("loss", 0.0)
     if part == "rest of the model":
-        return turn["the model"] - sum(seconds for name, seconds in turn.items() if name.startswith("product"))
+        return turn["the model"] - sum(turn[name] for name in turn if name.startswith("product"))
     return turn.get(part, 0.0)
 
 
 def ways_table(cases: list[dict[str, Any]]) -> str:
     """The time of each way to multiply, and the rate at which it reads, beside the rate of copying."""
     yardstick, *counts = [case for case in cases if not case["failed"] and case["turns"]]
-    header, rows = ["way", "MB read"], {way: [f"{size / 1e6:.1f}"] for way, size in counts[0]["facts"]["ways"].items()}
+    header = ["way", "MB read"]
+    rows = {way: [f"{size / 1e6:.1f}"] for way, size in counts[0]["facts"]["ways"].items()}
     for case in counts:
         header += [f"{case['name']}, ms", "share of copying"]
         for way, size in case["facts"]["ways"].items():

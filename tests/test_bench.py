@@ -6,12 +6,14 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from nanochat import decoding, engine
 from nanochat.common import UserError
 from nanochat.machine import this_machine
 from scripts import bench
@@ -211,11 +213,58 @@ def test_loading_and_encoding_count_their_tokens(text, monkeypatch):
     assert tokenizer.decode(tokenizer.encode("any text")) == "any text"
 
 
+@pytest.fixture
+def restored(monkeypatch):
+    """What a process that decodes for the benchmark replaces, put back afterwards."""
+    for module, name in ((F, "linear"), (decoding, "load_kernel"), (engine, "sample_next")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+
+
 @pytest.mark.parametrize("case", works("decode"), ids=lambda case: case.name)
-def test_decoding_counts_its_tokens(case):
+def test_decoding_counts_its_tokens_and_times_its_parts(case, restored):
     facts, seconds = one_turn(case)
     assert facts["tokens"] == 32 * case.count
-    assert seconds["total"] > 0
+    L, C, V = bench.TINY.n_layer, bench.TINY.n_embd, bench.TINY.vocab_size
+    size = {"float32": 4, "bfloat16": 2, "int8": 1}[case.weights or case.dtype]
+    width = max(C, 16 * 4 // size)  # of a row that is filled up to sixteen words
+    twin = (V + 8 * L * C) * width + L * C * max(4 * C, width)
+    scales = 4 * (V + 9 * L * C) if case.weights == "int8" else 0
+    assert facts["bytes"] == 32 * (size * (twin if case.weights else V * C + 12 * L * C * C) + scales)
+    if not case.cached:
+        assert facts["bounds"] == {}
+        return
+    parts = [bench.seconds_of(part, seconds) for part in facts["bounds"]]
+    assert min(parts) > 0
+    assert sum(parts) == pytest.approx(seconds["total"], rel=1e-6)
+    products = [facts["bounds"][part]["bytes"] for part in facts["bounds"] if part.startswith("product")]
+    assert sum(products) == facts["bytes"]
+
+
+@pytest.mark.parametrize("case", works("multiply"), ids=lambda case: case.name)
+def test_every_way_to_multiply_is_timed(case):
+    facts, seconds = one_turn(case)
+    assert set(seconds) == {"total", *facts["ways"]}
+    assert {f"our kernel, {weights}" for weights in bench.TWINS} < set(facts["ways"])
+    assert facts["ways"]["F.linear, float32"] == 4 * facts["ways"]["our kernel, int8"]
+
+
+def test_tables_of_decoding_and_of_products():
+    """Made of turns that nobody measured."""
+    groups = bench.BenchConfig(cases="products,decoding", quick=True).groups(HERE)
+    yardstick = bench.Case("decoding", "yardstick", "machine", bench.TINY)
+    one = {"float32": 1.0, "bfloat16": 1.0, "copy": 1.0}
+    machine = {"facts": {"flops": 1e9, "bytes": 1e9}, "turns": [one], "failed": "", **asdict(yardstick)}
+    row = {**machine, **asdict(groups["products"][0]), "facts": {"ways": {"a": 5e8, "b": 1e9}}}
+    row["turns"] = [{"a": 0.5, "b": 4.0}]
+    lines = bench.ways_table([machine, row]).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.split("|")[1:5]] for line in lines]
+    assert cells == [["a", "500.0", "500", "100%"], ["b", "1000.0", "4,000", "25%"]]
+    case = next(case for case in groups["decoding"] if case.count == 8)
+    decoded = {**machine, **asdict(case)}
+    decoded["facts"] = {"tokens": 256, "bounds": {"choosing": {"flops": 0, "bytes": 32e6}}}
+    decoded["turns"] = [{"total": 0.64, "choosing": 0.32}]
+    last = [cell.strip() for cell in bench.parts_table(decoded, machine).splitlines()[-1].split("|")]
+    assert last[1:-1] == ["choosing", "10.0", "0.00", "1.00", "50%", "10%"]
 
 
 def test_the_rival_computes_the_same_loss():

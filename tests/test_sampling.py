@@ -93,8 +93,8 @@ def rounding(V: int) -> float:
 def test_the_dart_reaches_every_token_whatever_the_shares_add_up_to(V: int) -> None:
     """The middle of token i's stretch is at (i + 1/2) / V of the line, and its ends are the dart's.
 
-    With 80,021 tokens the rounded shares add up to nearly one and a half shares more than 2^31, so that a dart
-    which is not stretched to the line, or is taken modulo its length, misses the last token. With 95,003
+    With 80,021 tokens the rounded shares add up to nearly one and a half shares more than 2^31, so that a
+    dart which is not stretched to the line, or is taken modulo its length, misses the last token. With 95,003
     they add up to more than one and a half shares less, and a dart modulo that begins again at the first.
     """
     assert rounding(80_021) > 1.4
