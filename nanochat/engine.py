@@ -121,8 +121,7 @@ class Engine:
         self.model = model
         self.step: Callable[..., Tensor] = model
         if compiled:
-            options = {"cpp.use_decompose_tanh": True}
-            self.step = torch.compile(model, dynamic=True, fullgraph=True, options=options)
+            self.step = torch.compile(model, dynamic=True, fullgraph=True, options={"cpp.use_decompose_tanh": True})
 
     def generate(
         self,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -195,7 +196,7 @@ def works(work: str) -> list[bench.Case]:
     return [case for case in bench.cases_for(HERE, quick=True) if case.work == work]
 
 
-def one_turn(case: bench.Case) -> tuple[dict[str, float], dict[str, float]]:
+def one_turn(case: bench.Case) -> tuple[dict[str, Any], dict[str, float]]:
     facts, turn = bench.WORK[case.work](case, torch.device("cpu"))
     return facts, turn()
 
