@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,7 +122,8 @@ class Engine:
         self.model = model
         self.step: Callable[..., Tensor] = model
         if compiled:
-            self.step = torch.compile(model, dynamic=True, fullgraph=True, options={"cpp.use_decompose_tanh": True})
+            fused: dict[str, Any] = {"cpp.use_decompose_tanh": True}
+            self.step = torch.compile(model, dynamic=True, fullgraph=True, options=fused)
 
     def generate(
         self,
