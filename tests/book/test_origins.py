@@ -223,7 +223,9 @@ def test_a_syntax_error_names_nothing_else(standalone: Project) -> None:
 def test_a_failing_test_names_the_chapter(standalone: Project) -> None:
     standalone.change(FIRST, "x += 1", "x += 1 // 0")
     assert standalone.run("tangle").status == 0
-    standalone.write("tests/conftest.py", (PROJECT / "tests/conftest.py").read_bytes())
+    for path in ("tests/__init__.py", "tests/conftest.py", "tests/slowest.py"):
+        if (PROJECT / path).exists():
+            standalone.write(path, (PROJECT / path).read_bytes())
     test = "from nanochat.alpha import beta\n\n\ndef test() -> None:\n    beta(1)\n"
     standalone.write("tests/test_alpha.py", test)
     answer = run(standalone.root, PYTHON, "-m", "pytest", "-p", "no:cacheprovider", "tests")

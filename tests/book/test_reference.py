@@ -87,7 +87,9 @@ def test_every_place_is_a_fragment_of_the_book() -> None:
 
 
 def test_targets_are_those_that_make_lists() -> None:
-    listed = subprocess.run(["make", "help"], cwd=PROJECT, capture_output=True, text=True).stdout
+    listed = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=PROJECT, capture_output=True, text=True
+    ).stdout
     assert [line.split()[1] for line in listed.splitlines()] == [name for name, _ in make_targets(PROJECT)]
 
 
