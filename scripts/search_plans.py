@@ -7,13 +7,13 @@ import datetime
 import json
 import multiprocessing
 import sys
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanochat.common import UserError, run_program, write_atomically
+from nanochat.common import UserError, pick_device, run_program, write_atomically
 from nanochat.flags import flag, parse_flags
 from nanochat.machine import FORMATS
 from nanochat.plans import PLANS, Plan
@@ -31,8 +31,14 @@ class SearchConfig:
     seeds: int = flag(1, "trials of each variation, with seeds 42, 43, …")
     eval_tokens: int = flag(-1, "validation tokens that judge; -1: all of them")
     compile: str = flag("false", "compile the blocks", choices=("true", "false"))
+    device_type: str = flag("cpu", "where the trials run", choices=("cuda", "cpu"))
+    jobs: int = flag(1, "trials at the same time")
     out: str = flag("", "file for the record (without: results/plans-PLAN.json)")
     show: str = flag("", "print the table of a record; train nothing")
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1:
+            raise UserError(f"--jobs={self.jobs}: must be at least 1")
 
 
 def variations(config: SearchConfig) -> list[dict[str, Any]]:
@@ -68,7 +74,7 @@ def format_of_muon(text: str) -> str:
 def identities(config: SearchConfig) -> list[dict[str, Any]]:
     """All that decides what each trial computes."""
     apart = ("pace", "muon_dtype")  # no part of a plan
-    shared = {"seconds": config.seconds, "eval_tokens": config.eval_tokens, "compile": config.compile}
+    shared = {name: getattr(config, name) for name in ("seconds", "eval_tokens", "compile", "device_type")}
     return [
         {
             "plan": asdict(plan),
@@ -101,7 +107,7 @@ def run_trial(identity: dict[str, Any]) -> dict[str, Any]:
         sample_every=-1,
         save_every=-1,
         log_every=500,
-        device_type="cpu",
+        device_type=identity["device_type"],
         compile=identity["compile"],
         muon_dtype=identity["muon_dtype"],
         eval_tokens=identity["eval_tokens"],
@@ -114,10 +120,18 @@ def run_trial(identity: dict[str, Any]) -> dict[str, Any]:
         "tokens": result.tokens,
         "parameters": result.parameters,
         "bpb": result.val_bpb,
-        "machine": asdict(this_machine(torch.device("cpu"))),
+        "machine": asdict(this_machine(pick_device(identity["device_type"]))),
         "torch": torch.__version__,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def run_trials(identities: list[dict[str, Any]], jobs: int) -> Iterator[dict[str, Any]]:
+    """The records of these trials, each as soon as it is there; every trial in a process of its own."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, max_tasks_per_child=1) as processes:
+        for future in as_completed([processes.submit(run_trial, identity) for identity in identities]):
+            yield future.result()
 
 
 def read_trials(path: Path) -> list[dict[str, Any]]:
@@ -165,13 +179,11 @@ def main() -> None:
         return
     path = Path(config.out or f"results/plans-{config.plan}.json")
     trials = read_trials(path) if path.exists() else []
-    for identity in identities(config):
-        if any(trial["identity"] == identity for trial in trials):
-            continue
-        say(f"trial: {identity}")
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            trials.append(process.submit(run_trial, identity).result())
+    there = [{"device_type": "cpu", **trial["identity"]} for trial in trials]
+    for trial in run_trials([one for one in identities(config) if one not in there], config.jobs):
+        trials.append(trial)
         write_atomically(path, json.dumps({"format": 1, "trials": trials}, indent=1) + "\n")
+        say(f"{len(trials)} trials, the last one: {trial['bpb']:.4f} bits per byte, {trial['identity']}")
     print(trials_table(trials))
 
 

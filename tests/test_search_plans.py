@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,25 +52,13 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
     """Trials that are only noted, in this process."""
     ran: list[dict[str, object]] = []
 
-    class Here:
-        def __init__(self, *_: object) -> None:
-            pass
-
-        def __enter__(self) -> Here:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def submit(self, _: object, identity: dict[str, object]) -> Here:
+    def note(identities: list[dict[str, object]], jobs: int) -> Iterator[dict[str, object]]:
+        for identity in identities:
             ran.append(identity)
-            return self
-
-        def result(self) -> dict[str, object]:
             bpb = 2.0 - len(ran) / 10
-            return {"identity": ran[-1], "steps": 10, "tokens": 1_000_000, "parameters": 1, "bpb": bpb}
+            yield {"identity": identity, "steps": 10, "tokens": 1_000_000, "parameters": 1, "bpb": bpb}
 
-    monkeypatch.setattr(search_plans, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(search_plans, "run_trials", note)
     return ran
 
 
@@ -124,3 +113,22 @@ def test_the_number_of_steps_is_arithmetic(monkeypatch: pytest.MonkeyPatch) -> N
     assert seen[0].num_iterations == round(1e13 / (plan.flops_per_token() * 4096))
     assert seen[0].eval_every == 0
     assert seen[0].seed == 42
+
+
+def test_a_trial_of_before_there_was_a_choice_of_device_counts(
+    fake: list[dict[str, object]], tmp_path: Path
+) -> None:
+    out = tmp_path / "plans.json"
+    assert run_main(search_plans.main, f"--out={out}") == 0
+    record = json.loads(out.read_text())
+    del record["trials"][0]["identity"]["device_type"]
+    out.write_text(json.dumps(record))
+    assert run_main(search_plans.main, f"--out={out}") == 0
+    assert len(fake) == 1
+    assert run_main(search_plans.main, "--device_type=cuda", f"--out={out}") == 0
+    assert len(fake) == 2
+
+
+def test_no_job_is_no_search() -> None:
+    with pytest.raises(UserError, match="--jobs=0: must be at least 1"):
+        SearchConfig(jobs=0)
