@@ -28,6 +28,7 @@ from nanochat import dataset, download
 from nanochat.common import UserError
 from nanochat.dataset import (
     Corpus,
+    corpus_fingerprint,
     corpus_folder,
     documents,
     download_fineweb,
@@ -260,6 +261,71 @@ class TestFiles:
             list(documents("hand", "train"))
         with pytest.raises(UserError, match=r"b\.parquet is no readable parquet file"):
             list(documents("hand", "val"))
+
+
+class TestFingerprint:
+    def shards(self, name: str, *texts: list[str]) -> list[Path]:
+        folder = corpus_folder(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, piece in enumerate(texts):
+            (folder / f"{number:03}.parquet").write_bytes(parquet(piece))
+        return sorted(folder.glob("*.parquet"))
+
+    def test_it_is_of_the_content_and_not_of_the_names(self) -> None:
+        self.shards("one", ["a", "b"], ["c"])
+        files = self.shards("two", ["a", "b"], ["c"])
+        before = corpus_fingerprint("one")
+        assert before == corpus_fingerprint("two")
+        for path in files:
+            path.rename(path.with_name(f"x{path.name}"))
+        assert corpus_fingerprint("two") == before
+
+    @pytest.mark.parametrize("change", ["rewritten", "added", "removed", "moved to the other split"])
+    def test_every_change_of_the_content_changes_it(self, change: str) -> None:
+        first, second, last = self.shards("hand", ["a"], ["b"], ["c"])
+        before = corpus_fingerprint("hand")
+        if change == "rewritten":
+            size = first.stat().st_size
+            first.write_bytes(parquet(["z"]))
+            assert first.stat().st_size == size  # as a manifest would have it
+        elif change == "added":
+            first.with_name("0005.parquet").write_bytes(parquet(["d"]))
+        elif change == "removed":
+            second.unlink()
+        else:
+            last.rename(last.with_name("0005.parquet"))
+        assert corpus_fingerprint("hand") != before
+
+    def test_a_file_is_read_once_until_it_changes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        files = self.shards("hand", ["a"], ["b"])
+        read: list[Path] = []
+        real = dataset.file_sha256
+
+        def counted(path: Path) -> str:
+            read.append(path)
+            return real(path)
+
+        monkeypatch.setattr(dataset, "file_sha256", counted)
+        before = corpus_fingerprint("hand")
+        assert corpus_fingerprint("hand") == before
+        assert read == files
+        os.utime(files[0], ns=(1, 1))
+        assert corpus_fingerprint("hand") == before
+        assert read == [*files, files[0]]
+        for damage in ("{", "[]", '{"000.parquet": 7, "001.parquet": []}', '{"000.parquet": {"a": 1}}'):
+            (corpus_folder("hand").parent / ".hand.sha256.json").write_text(damage)
+            assert corpus_fingerprint("hand") == before
+
+    def test_where_nothing_can_be_written(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.shards("hand", ["a"], ["b"])
+        before = corpus_fingerprint("hand")
+        (corpus_folder("hand").parent / ".hand.sha256.json").unlink()
+
+        def refuse(path: Path, data: str) -> None:
+            raise UserError("read-only")
+
+        monkeypatch.setattr(dataset, "write_atomically", refuse)
+        assert corpus_fingerprint("hand") == before
 
 
 class TestOwnFolder:
