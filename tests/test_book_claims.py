@@ -96,7 +96,7 @@ def error_of_rounded_tables(model: GPT, length: int) -> Tensor:
 
 
 def test_attention_averages_the_error_of_rounded_tables_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chapter 10 on why far positions are better off: without more to average over they are not."""
+    """Chapter 94 on why far positions are better off: without more to average over they are not."""
     length, far = 64, 8 * 64
 
     def ratio() -> float:
@@ -117,7 +117,7 @@ def test_attention_averages_the_error_of_rounded_tables_out(monkeypatch: pytest.
     monkeypatch.setattr(F, "scaled_dot_product_attention", seeing_only(length))
     assert 0.8 < ratio() < 1.25
     says(
-        10,
+        94,
         "let each position see only the last $T$, and the error at eight times the length is that of",
     )
 

@@ -53,7 +53,7 @@ def test_chapter_10_sizes() -> None:
     model = meta(GPTConfig(512, V, 4, 2, 2, 256))
     n = sum(p.numel() for p in model.parameters())
     table = model.transformer.wte.weight.numel()
-    says(10, f"What is saved is small, {2 * 10 * 2048 * 64 * 2 / 1e6:.1f} MB per checkpoint")
+    says(10, f"storing them in every checkpoint ({2 * 10 * 2048 * 64 * 2 / 1e6:.1f} MB at $T = 2048$")
     says(10, f"${2 * table:,} + {n - 2 * table:,} = {n:,}$")
     says(10, f"{table / 1e6:.1f} million of {n / 1e6:.1f} million parameters")
     assert 0.9 < 2 * table / n < 0.92  # "nine tenths of it"

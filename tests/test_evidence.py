@@ -698,11 +698,24 @@ def test_each_declared_answer_is_a_heading_of_the_book() -> None:
         assert one.question in (ROOT / "lit" / "index.md").read_text(encoding="utf-8")
 
 
+def words_of(page: str) -> str:
+    """A chapter without its code, as one line."""
+    text = (ROOT / "lit" / page).read_text(encoding="utf-8")
+    return " ".join(re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE).split())
+
+
 @pytest.mark.parametrize("one", EXPERIMENTS, ids=lambda one: one.name)
 def test_what_was_claimed_stands_in_the_chapter(one: Experiment) -> None:
     if records.read_record(records.record_path(one.name, False)) is None:
         pytest.skip("there is no record")
-    text = (ROOT / "lit" / one.answer.partition("#")[0]).read_text(encoding="utf-8")
-    words = " ".join(re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE).split())
-    assert f"**The claim.** {one.claim}" in words
-    assert f"**What would change our mind.** {one.reconsider}" in words
+    page = one.answer.partition("#")[0]
+    assert f"**The claim.** {one.claim}" in words_of(page)
+    told = words_of("94-the-experiments.md")
+    sections = re.split(r"(?=The question: \[)", told)
+    told_there = [
+        section for section in sections if section.startswith(f"The question: [{one.question}]({one.answer})")
+    ]
+    (section,) = told_there or [words_of(page)]
+    assert f"**What would change our mind.** {one.reconsider}" in section
+    if told_there:
+        assert "](94-the-experiments.md#" in words_of(page)
