@@ -64,7 +64,7 @@ def checksum(*parts: str | bytes) -> str:
 def fingerprint_of_the_judge() -> str:
     """A checksum of everything but the learner's file that a verdict or a rehearsal depends on."""
     package = ROOT / "nanochat"
-    files = [*sorted((package / "learning").glob("*.py"))]
+    files = [*sorted((package / "learning").glob("*.py")), *sorted((ROOT / "lit/mistakes").glob("*.toml"))]
     files += [package / f"{name}.py" for name in ("normans_gpt", "loss", "muon", "sampling", "models")]
     return checksum(importlib.metadata.version("torch"), *(path.read_bytes() for path in files))
 

@@ -2,10 +2,11 @@
 
 import pytest
 
-from nanochat.learning.mistakes import MISTAKES, VARIANTS, mistakes_of
+from nanochat.learning.mistakes import VARIANTS, mistakes_of
 from nanochat.learning.steps import STEPS
 from tests.learning.rewriting import BOOK, verdict_on, with_function, with_mistakes
 
+MISTAKES = [mistake for step in STEPS for mistake in mistakes_of(step.id)]
 ROUNDS = max(len(mistakes_of(step.id)) for step in STEPS)
 
 
