@@ -35,6 +35,17 @@ class Plan:
         L, C, V, T = self.depth, self.n_embd, self.vocab_size, self.max_seq_len
         return 6 * (12 * L * C * C + V * C) + 12 * L * C * T
 
+    def shape(self) -> dict[str, int]:
+        """The arguments of GPTConfig."""
+        return {
+            "sequence_len": self.max_seq_len,
+            "vocab_size": self.vocab_size,
+            "n_layer": self.depth,
+            "n_head": self.n_head,
+            "n_kv_head": self.n_head,
+            "n_embd": self.n_embd,
+        }
+
     def flags(self) -> dict[str, Any]:
         """The flags of scripts.base_train that this plan sets."""
         return {name: value for name, value in asdict(self).items() if name not in ("name", "from_pace")}
@@ -102,24 +113,23 @@ def measured_pace(plan: Plan, device: torch.device, dtype: torch.dtype | None, s
 
     import torch
 
+    from nanochat import normans_gpt
     from nanochat.machine import synchronize
-    from nanochat.normans_gpt import GPT, GPTConfig
+    from nanochat.step import Rates, Stepper, build_model, build_optimizers
 
     rng = torch.Generator().manual_seed(0)
-    heads, B, T = plan.n_head, plan.device_batch_size, plan.max_seq_len
-    with torch.device(device):
-        model = GPT(GPTConfig(T, plan.vocab_size, plan.depth, heads, heads, plan.n_embd))
-    model.init_weights()
-    optimizers = model.setup_optimizers()
+    B, T = plan.device_batch_size, plan.max_seq_len
+    model = build_model(normans_gpt, plan.shape(), device, seed=0)
+    stepper = Stepper(
+        model,
+        build_optimizers(model, Rates()),
+        autocast=lambda: torch.autocast(device.type, dtype) if dtype else nullcontext(),
+    )
     paces = []
     for _ in range(steps):
         tokens = torch.randint(plan.vocab_size, (B, T + 1), generator=rng).to(device)
         began = time.perf_counter()
-        with torch.autocast(device.type, dtype) if dtype else nullcontext():
-            model(tokens[:, :-1], tokens[:, 1:]).backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        model.zero_grad(set_to_none=True)
+        stepper.step(iter([(tokens[:, :-1], tokens[:, 1:])]))
         synchronize(device)
         paces.append(B * T * model.estimate_flops() / (time.perf_counter() - began))
     return max(paces)

@@ -18,7 +18,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
 
 from nanochat import system
 from nanochat.checkpoint_manager import (
@@ -33,7 +32,6 @@ from nanochat.checkpoint_manager import (
 from nanochat.common import (
     Ranks,
     UserError,
-    average_gradients,
     init_ranks,
     leave_ranks,
     peak_memory_bytes,
@@ -49,9 +47,9 @@ from nanochat.loss import compile_kernel
 from nanochat.loss_eval import evaluate_bpb
 from nanochat.machine import autocast_dtype, peak_flops, this_machine, use_own_cores
 from nanochat.models import choose_gpt, load_gpt
-from nanochat.muon import Muon
 from nanochat.normans_gpt import GPT
 from nanochat.run_log import RunLog, plot_metrics
+from nanochat.step import Batch, Rates, Schedule, Stepper, build_model, build_optimizers
 from nanochat.tokenizer import Tokenizer
 from nanochat.train_config import (
     TrainConfig,
@@ -60,9 +58,6 @@ from nanochat.train_config import (
     model_shape,
     world_size,
 )
-
-Batch = tuple[torch.Tensor, torch.Tensor]
-Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass
@@ -73,6 +68,8 @@ class Progress:
     seconds: float = 0.0  # since the run began, evaluations included, pauses before a resume not
     train_seconds: float = 0.0  # of these, inside training steps
     smooth_loss: float = 0.0  # exponential mean of the loss, biased towards its start at 0
+    skipped: int = 0  # steps whose loss or gradient was no number
+    skipped_at: int = -2  # the last of them
     val_bpb: float | None = None
     min_val_bpb: float | None = None
     evaluated_at: int = -1
@@ -189,14 +186,6 @@ def agree(seconds: float, received: int, ranks: Ranks, device: torch.device) -> 
     return float(values[0]), int(values[1])
 
 
-def mean_over_ranks(loss: torch.Tensor, ranks: Ranks) -> float:
-    """The mean of a scalar over all processes, as a number."""
-    if ranks.world_size > 1:
-        torch.distributed.all_reduce(loss)
-        loss = loss / ranks.world_size
-    return float(loss)
-
-
 def prepare_memory(device: torch.device, reuse: bool = True) -> None:
     """On a CPU: large tensors on large pages, and freed ones reused. Call before the first tensor is made."""
     if device.type != "cpu":
@@ -266,42 +255,6 @@ def due(step: int, every: int, last: bool) -> bool:
     0 is the last one alone; a negative number never.
     """
     return last if every == 0 else every > 0 and (last or step % every == 0)
-
-
-def learning_rate_multiplier(done: float, one_step: float, config: TrainConfig) -> float:
-    """The factor on every learning rate when the fraction `done` of the run is over; one_step = 1/S."""
-    if done < config.warmup_ratio:
-        return min(1.0, (done + one_step) / config.warmup_ratio)
-    if done <= 1 - config.warmdown_ratio:
-        return 1.0
-    left = max(0.0, 1 - done) / config.warmdown_ratio
-    return left + (1 - left) * config.final_lr_frac
-
-
-def muon_momentum(step: int) -> float:
-    """Muon's momentum: 0.85 at step 0, rising linearly to 0.95 at step 300."""
-    return 0.85 + 0.10 * min(step / 300, 1.0)
-
-
-def accumulate_gradients(
-    model: nn.Module,
-    batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
-    count: int,
-    autocast: Autocast = nullcontext,
-) -> torch.Tensor:
-    """Add to every `.grad` the gradient of the mean loss over `count` batches; returns that mean, detached.
-
-    model(inputs, targets) is the mean loss of one batch. One pass over all of them would give the same if
-    every batch has the same number of targets.
-    """
-    total = torch.zeros((), device=next(model.parameters()).device)
-    for _ in range(count):
-        inputs, targets = next(batches)
-        with autocast():
-            loss = model(inputs, targets)
-        (loss / count).backward()
-        total += loss.detach() / count
-    return total
 
 
 def progress_bar(total: int | None, initial: int, ranks: Ranks, title: str = "training") -> Any:
@@ -507,7 +460,6 @@ def training_run(
     device = pick_device(config.device_type, ranks)
     dtype = autocast_dtype(device, config.dtype)
     place = Workplace(ranks, device, dtype, signals)
-    torch.manual_seed(config.seed)
     torch.set_float32_matmul_precision("high")
     use_own_cores()
     prepare_memory(device)
@@ -515,21 +467,15 @@ def training_run(
     whose = choose_gpt(config.gpt).record()
     chosen = load_gpt(config.gpt)
     watched = functools.partial(watch_calls, config, chosen, ranks)
+    rates = Rates(
+        config.matrix_lr, config.embedding_lr, config.unembedding_lr, config.weight_decay, config.muon_dtype
+    )
     with watched():
-        with torch.device("meta"):
-            model: GPT = chosen.GPT(chosen.GPTConfig(**shape))
-        model.to_empty(device=device)
-        model.init_weights()
-        optimizers = model.setup_optimizers(
-            unembedding_lr=config.unembedding_lr,
-            embedding_lr=config.embedding_lr,
-            matrix_lr=config.matrix_lr,
-            weight_decay=config.weight_decay,
-        )
-        for optimizer in optimizers:
-            if isinstance(optimizer, Muon) and config.muon_dtype != "auto":
-                optimizer.ns_dtype = getattr(torch, config.muon_dtype)
+        model = build_model(chosen, shape, device, config.seed)
+        optimizers = build_optimizers(model, rates)
         flops_per_token = model.estimate_flops()
+    schedule = Schedule(config.warmup_ratio, config.warmdown_ratio, config.final_lr_frac)
+    stepper = Stepper(model, optimizers, schedule, config.grad_clip, place.autocast, ranks)
     passes = accumulation_steps(config, ranks.world_size)
     parameters = sum(p.numel() for p in model.parameters())
     flops_per_step = flops_per_token * config.total_batch_size
@@ -662,36 +608,36 @@ def training_run(
                 release_memory(device)
             step_began = time.perf_counter()
             with watched() if progress.step == first_step else nullcontext():
-                loss = accumulate_gradients(model, batches, passes, place.autocast)
-            average_gradients(model.parameters(), ranks)
-            norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
-            rate = learning_rate_multiplier(done, 1 / steps, config)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = group["initial_lr"] * rate
-                    if "momentum" in group:
-                        group["momentum"] = muon_momentum(progress.step)
-                optimizer.step()
-            model.zero_grad(set_to_none=True)
-            loss_value = mean_over_ranks(loss, ranks)
+                outcome = stepper.step(batches, passes, progress.step, done, 1 / steps)
             step_seconds = time.perf_counter() - step_began
-            if not math.isfinite(loss_value):
-                raise UserError(
-                    f"the loss is {loss_value} at step {progress.step}: lower the learning rates"
-                    f" (--matrix_lr, --embedding_lr, --unembedding_lr) or add --warmup_ratio=0.1"
-                    + (f"; the last checkpoint is of step {saved_at}" if saved_at > 0 else "")
-                )
+            if not outcome.finite:
+                found = f"a loss of {outcome.loss:g} and a gradient of length {outcome.norm:g}"
+                what = f"step {progress.step} has {found}"
+                if progress.skipped_at == progress.step - 1:
+                    raise UserError(
+                        f"{what}, as had the step before it: lower the learning rates"
+                        " (--matrix_lr, --embedding_lr, --unembedding_lr) or add --warmup_ratio=0.1"
+                        + (f"; the last checkpoint is of step {saved_at}" if saved_at > 0 else "")
+                    )
+                say(f"{what}: it is left out, and nothing has changed")
+                progress.skipped += 1
+                progress.skipped_at = progress.step
+                log.write(progress.step, skipped=1)
+                progress.step += 1
+                bar.update()
+                continue
+            loss_value = outcome.loss
             progress.train_seconds += step_seconds
             progress.smooth_loss = 0.9 * progress.smooth_loss + 0.1 * loss_value
-            smooth = progress.smooth_loss / (1 - 0.9 ** (progress.step + 1))
+            smooth = progress.smooth_loss / (1 - 0.9 ** (progress.step + 1 - progress.skipped))
             tokens_per_second = config.total_batch_size / step_seconds
             mfu = 100 * flops_per_step / step_seconds / (peak * ranks.world_size)
             log.write(
                 step=progress.step,
                 loss=loss_value,
                 smooth_loss=smooth,
-                lrm=rate,
-                grad_norm=float(norm),
+                lrm=outcome.rate,
+                grad_norm=outcome.norm,
                 dt_ms=round(1000 * step_seconds, 3),
                 tok_per_sec=round(tokens_per_second),
                 mfu=round(mfu, 3),
@@ -700,7 +646,7 @@ def training_run(
             if progress.step % config.log_every == 0:
                 say(
                     f"step {progress.step:05d}/{steps:05d} ({100 * done:.2f}%)"
-                    f" | loss: {smooth:.6f} | lrm: {rate:.2f} | dt: {1000 * step_seconds:.2f}ms"
+                    f" | loss: {smooth:.6f} | lrm: {outcome.rate:.2f} | dt: {1000 * step_seconds:.2f}ms"
                     f" | tok/sec: {tokens_per_second:,.0f} | mfu: {mfu:.2f}"
                     f" | total time: {progress.train_seconds / 60:.2f}m"
                 )

@@ -253,28 +253,23 @@ def train(case: Case, device: torch.device) -> Work:
     """Seconds of one complete training step."""
     import torch
 
-    torch.manual_seed(0)
+    from nanochat.step import Rates, Stepper, build_optimizers
+
     began = time.perf_counter()
     model, clock = build_model(case, device), Clock(device)
     time_the_loss(model, clock)
-    adamw, muons = model.setup_optimizers()
-    forward = compile_as_asked(case, model)
+    stepper = Stepper(
+        compile_as_asked(case, model),
+        build_optimizers(model, Rates()),
+        autocast=lambda: torch.autocast(device.type, torch.bfloat16, case.dtype == "bfloat16"),
+        part=lambda name: clock.part("blocks, backward" if name == "backward" else name),
+    )
     shape = (case.size.B, case.size.T + 1)
 
     def turn() -> dict[str, float]:
         tokens = torch.randint(case.size.vocab_size, shape, device=device)
         with clock.part("total"):
-            with clock.part("forward"), torch.autocast(device.type, torch.bfloat16, case.dtype == "bfloat16"):
-                loss = forward(tokens[:, :-1], tokens[:, 1:])
-            with clock.part("blocks, backward"):
-                loss.backward()  # type: ignore[no-untyped-call]
-            with clock.part("clipping"):
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            with clock.part("AdamW"):
-                adamw.step()
-            with clock.part("Muon"):
-                muons.step()
-            model.zero_grad(set_to_none=True)
+            stepper.step(iter([(tokens[:, :-1], tokens[:, 1:])]))
         return clock.read()
 
     turn()
@@ -290,15 +285,18 @@ def train(case: Case, device: torch.device) -> Work:
 
 def build_model(case: Case, device: torch.device) -> GPT:
     """The model of a case, on its device, with its starting weights."""
-    import torch
+    from nanochat import step
 
-    module, size = load_gpt(case.gpt), case.size
-    shape = module.GPTConfig(size.T, size.vocab_size, size.n_layer, size.n_head, size.n_head, size.n_embd)
-    with torch.device("meta"):
-        model: GPT = module.GPT(shape)
-    model.to_empty(device=device)
-    model.init_weights()
-    return model
+    size = case.size
+    shape = {
+        "sequence_len": size.T,
+        "vocab_size": size.vocab_size,
+        "n_layer": size.n_layer,
+        "n_head": size.n_head,
+        "n_kv_head": size.n_head,
+        "n_embd": size.n_embd,
+    }
+    return step.build_model(load_gpt(case.gpt), shape, device, seed=0)
 
 
 def time_the_loss(model: GPT, clock: Clock) -> None:
@@ -337,8 +335,8 @@ def bounds_of_parts(case: Case) -> dict[str, dict[str, float]]:
     }
 
 
-def compile_as_asked(case: Case, model: GPT) -> Callable[[Tensor, Tensor], Tensor]:
-    """What to call for the loss: the model, compiled in the way the case asks for."""
+def compile_as_asked(case: Case, model: GPT) -> Any:
+    """The module to call for the loss: the model, compiled in the way the case asks for."""
     import torch
 
     from nanochat.training import compile_blocks

@@ -251,18 +251,14 @@ class Trainer:
 
     def __init__(self, side: Side, plan: Plan, device: torch.device) -> None:
         """Build the model, without weights."""
-        import torch
-
+        from nanochat.step import empty_model
         from nanochat.training import compile_blocks
 
-        module = load_gpt(side.gpt)
-        with torch.device("meta"):
-            self.model = module.GPT(module.GPTConfig(**plan.shape))
-        self.model.to_empty(device=device)
+        self.model = empty_model(load_gpt(side.gpt), plan.shape, device)
         if side.compiled:
             compile_blocks(self.model)
         self.side, self.plan, self.device = side, plan, device
-        self.optimizers: list[Any] = []
+        self.stepper: Any = None
         self.batches: list[Any] = []
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -277,10 +273,13 @@ class Trainer:
         """Begin a training: new weights, new optimizers. Says by a checksum which weights."""
         import torch
 
+        from nanochat.step import Rates, Schedule, Stepper, build_optimizers
+
         self.model.float()  # on CUDA the book's embedding is bfloat16 from the first training on
         torch.manual_seed(seed)
         self.model.init_weights()
-        self.optimizers = self.model.setup_optimizers()
+        optimizers = build_optimizers(self.model, Rates())
+        self.stepper = Stepper(self.model, optimizers, Schedule(), autocast=self.autocast)
         self.batches = batches
         checksum = hashlib.sha256()
         for weight in self.model.parameters():  # rounded, because on CUDA one embedding is bfloat16
@@ -289,10 +288,8 @@ class Trainer:
 
     def step(self, number: int) -> dict[str, Any]:
         """One optimizer step: seconds, loss, peak of memory since the second step, memory held after it."""
-        import torch
-
         from nanochat.machine import synchronize
-        from nanochat.training import accumulate_gradients, muon_momentum, release_memory
+        from nanochat.training import release_memory
 
         if number == 1:  # what the first step compiles and allocates is not the peak of training
             if self.side.settings:
@@ -301,18 +298,11 @@ class Trainer:
         batch = iter([as_tensors(self.batches[number], self.device)])
         synchronize(self.device)
         began = time.perf_counter()
-        loss = accumulate_gradients(self.model, batch, 1, self.autocast)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                if "momentum" in group:
-                    group["momentum"] = muon_momentum(number)
-            optimizer.step()
-        self.model.zero_grad(set_to_none=True)
+        outcome = self.stepper.step(batch, step=number)
         synchronize(self.device)
         seconds = time.perf_counter() - began
         peak, held = peak_memory_bytes(self.device), held_memory_bytes(self.device)
-        return {"seconds": seconds, "loss": loss.item(), "peak": peak, "held": held}
+        return {"seconds": seconds, "loss": outcome.loss, "peak": peak, "held": held}
 
     def evaluate(self, batches: list[Any], token_bytes: list[int]) -> dict[str, Any]:
         """Bits per byte on the given batches."""

@@ -18,16 +18,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from nanochat import core_tasks, muon, normans_gpt, tokenizer, training
+from nanochat import step as step_module
 from nanochat.checkpoint_manager import load_checkpoint
 from nanochat.common import Ranks, UserError
 from nanochat.run_log import RunLog, plot_metrics, read_metrics
+from nanochat.step import Schedule, Stepper, muon_momentum
 from nanochat.train_config import TrainConfig, accumulation_steps, evaluation_steps, model_shape
 from scripts import base_train
 from scripts.base_train import train
-from tests.bounds import results_error, sum_error
+from tests.bounds import sum_error
 from tests.core_questions import zipped_bundle
 from tests.tiny_run import Clock, flags, own_base, records, tiny_config
 
@@ -239,80 +240,6 @@ def test_the_first_positive_horizon_decides() -> None:
     for parameters, expected in ((36_700_160, 1400), (185_597_952, 7080), (560_988_160, 21400)):
         assert steps(TrainConfig(), parameters, 1) == expected  # the reference's table
     assert steps(TrainConfig(), 1, 1) == 1
-
-
-def reference_multiplier(step: int, steps: int, config: TrainConfig) -> float:
-    """The schedule as the reference states it, in steps."""
-    warmup, warmdown = round(config.warmup_ratio * steps), round(config.warmdown_ratio * steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    if step <= steps - warmdown:
-        return 1.0
-    left = (steps - step) / warmdown
-    return left + (1 - left) * config.final_lr_frac
-
-
-@pytest.mark.parametrize(
-    ("warmup", "warmdown", "final"), [(0, 0.2, 0), (0.1, 0.4, 0.1), (0.5, 0.5, 0), (0, 0, 0)]
-)
-def test_the_learning_rate_follows_the_reference(warmup: float, warmdown: float, final: float) -> None:
-    config = tiny_config(warmup_ratio=warmup, warmdown_ratio=warmdown, final_lr_frac=final)
-    for step in range(101):
-        ours = training.learning_rate_multiplier(step / 100, 1 / 100, config)
-        assert ours == pytest.approx(reference_multiplier(step, 100, config), abs=1e-12), step
-
-
-def test_muons_momentum_rises_for_300_steps() -> None:
-    assert [training.muon_momentum(step) for step in (0, 150, 300, 5000)] == pytest.approx(
-        [0.85, 0.9, 0.95, 0.95]
-    )
-
-
-# --- accumulation ----------------------------------------
-
-
-class Regression(nn.Module):
-    """Mean squared error of a small network, in float64."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        self.net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
-
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return (self.net(x) - y).square().mean()
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 8])
-@pytest.mark.numerics
-def test_accumulated_passes_are_one_large_batch(count: int) -> None:
-    x, y = torch.randn(24, 6).double(), torch.randn(24, 3).double()
-    whole, parts = Regression(), Regression()
-    loss = whole(x, y)
-    loss.backward()
-    loss = loss.detach()
-    batches = iter(list(zip(x.chunk(count), y.chunk(count), strict=True)))
-    mean = training.accumulate_gradients(parts, batches, count)
-    assert float(mean) == pytest.approx(float(loss), rel=sum_error(24))  # it is kept in float32
-
-    def gradients() -> tuple[torch.Tensor, ...]:
-        return torch.autograd.grad(whole(x, y), list(whole.parameters()))
-
-    bounds = results_error(whole.parameters(), gradients, terms=24 * 3, dtype=torch.float64)
-    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
-        torch.testing.assert_close(b.grad, a.grad, rtol=0, atol=bounds.pop(0))
-
-
-def test_unequal_passes_are_not() -> None:
-    x, y = torch.randn(24, 6).double(), torch.randn(24, 3).double()
-    whole, parts = Regression(), Regression()
-    whole(x, y).backward()
-    training.accumulate_gradients(parts, iter([(x[:4], y[:4]), (x[4:], y[4:])]), 2)
-    worst = max(
-        float((a.grad - b.grad).abs().max())  # type: ignore[operator]
-        for a, b in zip(whole.parameters(), parts.parameters(), strict=True)
-    )
-    assert worst > 1e-3
 
 
 def starts_moved(relative: float, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -549,29 +476,46 @@ def test_gradients_reach_every_parameter_by_the_third_step() -> None:
         assert not torch.equal(first[name], last[name]), name
 
 
-def test_only_weights_that_are_used_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[float] = []
-    real = nn.utils.clip_grad_norm_
+class Faulty:
+    """Makes some steps of a run fail as they would if their gradients were no numbers."""
 
-    def spy(parameters: Any, longest: float) -> torch.Tensor:
-        parameters = list(parameters)
-        norm = real(parameters, longest)
-        seen.append(float(torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()))
-        return norm
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...]) -> None:
+        real = Stepper.step
 
-    monkeypatch.setattr(training.nn.utils, "clip_grad_norm_", spy)
-    train(tiny_config(num_iterations=3, grad_clip=0.01, save_every=-1))
-    assert max(seen) == pytest.approx(0.01, rel=1e-3)
-    seen.clear()
-    train(tiny_config(num_iterations=3, grad_clip=0, save_every=-1))
-    assert max(seen) > 0.02
+        def step(one: Stepper, batches: Any, passes: int, number: int, *more: float) -> Any:
+            if number in steps:
+                with torch.no_grad():
+                    hook = next(one.model.parameters()).register_hook(lambda gradient: gradient * math.nan)
+            outcome = real(one, batches, passes, number, *more)
+            if number in steps:
+                hook.remove()
+            return outcome
+
+        monkeypatch.setattr(Stepper, "step", step)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = iter([3.0, 2.9, math.nan])
-    monkeypatch.setattr(training, "mean_over_ranks", lambda loss, ranks: next(losses))
-    with pytest.raises(UserError, match=r"the loss is nan at step 2: lower the learning rates .* of step 2"):
-        train(tiny_config(save_every=1))
+def test_a_step_without_numbers_is_left_out_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Faulty(monkeypatch, (2, 5, 7))
+    result = train(tiny_config(save_every=1))
+    out = capsys.readouterr().out
+    for step in (2, 5, 7):
+        assert re.search(rf"step {step} has a loss of \S+ and a gradient of length nan: it is left out", out)
+    assert result.steps == 8
+    assert math.isfinite(result.loss)
+    for step in range(1, 9):
+        assert all(weight.isfinite().all() for weight in load_checkpoint(result.folder, step).model.values())
+    lines = (result.folder / "metrics.jsonl").read_text()
+    assert "NaN" not in lines
+    assert [r["step"] for r in read_metrics(result.folder) if "skipped" in r] == [2, 5, 7]
+    assert [r["step"] for r in read_metrics(result.folder) if "loss" in r] == [0, 1, 3, 4, 6]
+
+
+def test_two_in_a_row_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    Faulty(monkeypatch, (3, 4))
+    with pytest.raises(UserError, match=r"step 4 has .* lower the learning rates .* of step 3"):
+        train(tiny_config(save_every=3))
 
 
 @pytest.mark.numerics
@@ -693,8 +637,10 @@ def test_a_damaged_checkpoint_costs_only_its_steps(
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, at_call: int, number: int) -> None:
-    """Send this process a signal when nanochat.training calls its function `name` for the at_call-th time."""
-    real: Callable[..., Any] = getattr(training, name)
+    """Send this process a signal when `name` of training (or step.name) is called the at_call-th time."""
+    module = step_module if name.startswith("step.") else training
+    name = name.removeprefix("step.")
+    real: Callable[..., Any] = getattr(module, name)
     calls = 0
 
     def wrapper(*arguments: Any, **named: Any) -> Any:
@@ -704,14 +650,14 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, at_call: int, number: 
             os.kill(os.getpid(), number)
         return real(*arguments, **named)
 
-    monkeypatch.setattr(training, name, wrapper)
+    monkeypatch.setattr(module, name, wrapper)
 
 
 @pytest.mark.parametrize(
     ("where", "at_call", "step", "number"),
     [
-        ("accumulate_gradients", 6, 5, signal.SIGINT),
-        ("average_gradients", 6, 6, signal.SIGTERM),
+        ("step.accumulate_gradients", 6, 5, signal.SIGINT),
+        ("step.average_gradients", 6, 6, signal.SIGTERM),
         ("evaluate", 2, 4, signal.SIGTERM),
         ("sample", 1, 4, signal.SIGINT),
     ],
@@ -786,11 +732,11 @@ def test_resuming_what_is_not_there() -> None:
 
 def test_the_schedules_reach_the_optimizers(unstopped: Path) -> None:
     adamw, muon = load_checkpoint(unstopped).optimizers
-    last = training.learning_rate_multiplier(7 / 8, 1 / 8, tiny_config())
+    last = Schedule(warmdown=tiny_config().warmdown_ratio).multiplier(7 / 8, 1 / 8)
     assert 0 < last < 1
     for group in adamw["param_groups"] + muon["param_groups"]:
         assert group["lr"] == group["initial_lr"] * last
-    assert muon["param_groups"][0]["momentum"] == training.muon_momentum(7)
+    assert muon["param_groups"][0]["momentum"] == muon_momentum(7)
 
 
 def test_a_resumed_run_obeys_new_learning_rates(unstopped: Path) -> None:
@@ -945,13 +891,13 @@ def test_freed_memory_is_kept_until_it_is_released() -> None:
 
 def test_memory_is_released_after_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    really = training.accumulate_gradients
+    really = step_module.accumulate_gradients
 
     def accumulate(*args: Any) -> Any:
         events.append("step")
         return really(*args)
 
-    monkeypatch.setattr(training, "accumulate_gradients", accumulate)
+    monkeypatch.setattr(step_module, "accumulate_gradients", accumulate)
     monkeypatch.setattr(training, "release_memory", lambda device: events.append("release"))
     train(tiny_config(num_iterations=9, eval_every=4, save_every=6, sample_every=-1, model_tag="released"))
     steps = [events[:place].count("step") for place, event in enumerate(events) if event == "release"]

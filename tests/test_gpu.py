@@ -16,6 +16,7 @@ from nanochat.engine import Engine
 from nanochat.loss import softcapped_cross_entropy
 from nanochat.muon import Muon
 from nanochat.normans_gpt import GPT, GPTConfig
+from nanochat.step import Stepper, accumulate_gradients
 from scripts import bench
 
 pytestmark = pytest.mark.gpu
@@ -150,22 +151,18 @@ def test_training_learns_a_batch_by_heart(compiled, monkeypatch):
         from nanochat.training import compile_blocks
 
         compile_blocks(model)  # and the kernel of the loss
-    optimizers = model.setup_optimizers()
-    inputs, targets = batch()
-    losses = []
-    for step in range(60):
-        with torch.autocast(DEVICE, torch.bfloat16):
-            loss = model(inputs, targets)
-        loss.backward()
-        if step == 2:
-            for name, parameter in model.named_parameters():
-                assert parameter.grad is not None, name
-                assert parameter.grad.count_nonzero() > 0, name
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        model.zero_grad(set_to_none=True)
-        losses.append(loss.item())
+
+    def autocast() -> torch.autocast:
+        return torch.autocast(DEVICE, torch.bfloat16)
+
+    stepper = Stepper(model, model.setup_optimizers(), autocast=autocast)
+    losses = [stepper.step(iter([batch()])).loss for _ in range(2)]
+    accumulate_gradients(model, iter([batch()]), 1, autocast)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.count_nonzero() > 0, name
+    model.zero_grad()
+    losses += [stepper.step(iter([batch()])).loss for _ in range(58)]
     assert losses[0] == pytest.approx(torch.tensor(512.0).log().item(), abs=1e-3)
     assert losses[-1] < 0.5 * losses[0]
 

@@ -19,7 +19,7 @@ from nanochat.common import UserError
 from nanochat.engine import Engine, KVCache
 from nanochat.models import load_gpt
 from nanochat.normans_gpt import GPT, GPTConfig
-from nanochat.training import muon_momentum
+from nanochat.step import muon_momentum
 from tests.bounds import clearance, logits_error, newton_schulz_error, results_error, sum_error
 
 pytestmark = pytest.mark.numerics

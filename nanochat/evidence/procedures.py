@@ -16,7 +16,7 @@ from nanochat.evidence.settings import Setting
 from nanochat.evidence.trials import Outcome, Text, autocast, clock, train
 from nanochat.evidence.variations import VariedGPT, build
 from nanochat.normans_gpt import apply_rotary_emb
-from nanochat.training import accumulate_gradients
+from nanochat.step import Stepper, accumulate_gradients
 
 
 @torch.inference_mode()
@@ -56,7 +56,7 @@ def measure_decoding(settings: dict[str, Setting], seed: int, device: torch.devi
 
 def measure_steps(settings: dict[str, Setting], seed: int, device: torch.device) -> dict[str, Outcome]:
     """Milliseconds of a training step of each variation, all in turns: the median of 9."""
-    works: dict[str, Callable[[], None]] = {}
+    works: dict[str, Callable[[], object]] = {}
     for name, setting in settings.items():
         works[name] = one_step(setting, seed, device)
     times: dict[str, list[float]] = {name: [] for name in works}
@@ -73,20 +73,12 @@ def measure_steps(settings: dict[str, Setting], seed: int, device: torch.device)
     }
 
 
-def one_step(setting: Setting, seed: int, device: torch.device) -> Callable[[], None]:
+def one_step(setting: Setting, seed: int, device: torch.device) -> Callable[[], object]:
     """A function that trains one step, always on the same batch."""
     model = build(setting, seed, device)
-    optimizers = model.setup_optimizers()
+    stepper = Stepper(model, model.setup_optimizers(), autocast=lambda: autocast(setting, device))
     batch = next(Text(replace(setting, data="random"), device).batches("train", seed))
-
-    def step() -> None:
-        accumulate_gradients(model, iter([batch]), 1, lambda: autocast(setting, device))
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        model.zero_grad(set_to_none=True)
-
-    return step
+    return lambda: stepper.step(iter([batch]))
 
 
 def hold(model: VariedGPT, how: str) -> VariedGPT:
@@ -120,10 +112,9 @@ def hold_tables(setting: Setting, seed: int, device: torch.device) -> Outcome:
         loads = 0
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
     batches = Text(setting, device).batches("train", seed)
+    stepper = Stepper(model, [optimizer], clip=0)
     for _ in range(min(20, setting.steps)):
-        accumulate_gradients(model, batches, 1)
-        optimizer.step()
-        optimizer.zero_grad()
+        stepper.step(batches)
     cos, sin = model.cos.detach().float(), model.sin.detach().float()
     numbers = {
         "tensors in a checkpoint": len(model.state_dict()),
@@ -217,14 +208,12 @@ def swallowed(model: VariedGPT, setting: Setting, seed: int, device: torch.devic
     """Train 20 steps; the share of the embedding's weights, in rows that were read, that did not move."""
     before, read = model.transformer.wte.weight.detach().clone(), set[int]()
     optimizers = model.setup_optimizers(setting.unembedding_lr, setting.embedding_lr, setting.matrix_lr)
+    stepper = Stepper(model, optimizers, clip=0, autocast=lambda: autocast(setting, device))
     batches = Text(setting, device).batches("train", seed)
     for _ in range(min(20, setting.steps)):
         batch = next(batches)
         read |= set(batch[0].flatten().tolist())
-        accumulate_gradients(model, iter([batch]), 1, lambda: autocast(setting, device))
-        for optimizer in optimizers:
-            optimizer.step()
-        model.zero_grad(set_to_none=True)
+        stepper.step(iter([batch]))
     rows = sorted(read)
     return float((model.transformer.wte.weight.detach()[rows] == before[rows]).float().mean())
 

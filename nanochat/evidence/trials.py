@@ -20,9 +20,8 @@ from nanochat.dataset import prepare_corpus
 from nanochat.evidence.settings import Setting
 from nanochat.evidence.variations import VariedGPT, build, patched
 from nanochat.loss_eval import evaluate_bpb
+from nanochat.step import Rates, Schedule, Stepper, build_optimizers
 from nanochat.tokenizer import Tokenizer, prepare_tokenizer
-from nanochat.train_config import TrainConfig
-from nanochat.training import accumulate_gradients, learning_rate_multiplier, muon_momentum
 
 Outcome: TypeAlias = dict[str, Any]  # "numbers": name to value or None; "curves": name to [[x, y], …]
 POINTS = 30  # of a curve
@@ -73,10 +72,14 @@ def train(setting: Setting, seed: int, device: torch.device) -> Outcome:
     """Train, then evaluate on the validation text. A run that ends in no number has diverged: bpb is None."""
     text = Text(setting, device)
     model = build(setting, seed, device)
-    optimizers = model.setup_optimizers(
-        setting.unembedding_lr, setting.embedding_lr, setting.matrix_lr, setting.weight_decay
+    rates = Rates(setting.matrix_lr, setting.embedding_lr, setting.unembedding_lr, setting.weight_decay)
+    stepper = Stepper(
+        model,
+        build_optimizers(model, rates),
+        Schedule(setting.warmup_ratio, setting.warmdown_ratio),
+        setting.grad_clip,
+        lambda: autocast(setting, device),
     )
-    schedule = TrainConfig(warmup_ratio=setting.warmup_ratio, warmdown_ratio=setting.warmdown_ratio)
     every = max(1, setting.steps // POINTS)
     losses: list[float] = []
     curves: dict[str, list[list[float]]] = {"loss": [], "largest score": []}
@@ -85,20 +88,10 @@ def train(setting: Setting, seed: int, device: torch.device) -> Outcome:
     seconds = 0.0
     for step in range(setting.steps):
         start = clock(device)
-        multiplier = learning_rate_multiplier(step / setting.steps, 1 / setting.steps, schedule)
-        loss = accumulate_gradients(model, batches, setting.passes, lambda: autocast(setting, device))
-        if setting.grad_clip:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), setting.grad_clip)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * multiplier
-                if "momentum" in group:
-                    group["momentum"] = muon_momentum(step)
-            optimizer.step()
-        model.zero_grad(set_to_none=True)
-        losses.append(float(loss))
+        outcome = stepper.step(batches, setting.passes, step, step / setting.steps, 1 / setting.steps)
+        losses.append(outcome.loss)
         seconds += clock(device) - start
-        if not math.isfinite(losses[-1]):
+        if not outcome.finite:
             break
         if (step + 1) % every == 0:
             done = (step + 1) * tokens

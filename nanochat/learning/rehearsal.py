@@ -36,6 +36,7 @@ from nanochat.learning.report import (
     Wrong,
 )
 from nanochat.models import import_file, refuse_what_is_no_model
+from nanochat.step import Stepper, empty_model
 
 Trace = Callable[[ModuleType], AbstractContextManager[Any]]
 
@@ -53,9 +54,7 @@ def draw_batch(step: int) -> tuple[Tensor, Tensor]:
 def build(m: ModuleType) -> Any:
     """A model as the training loop builds it, over memory in which nothing can be mistaken for a weight."""
     torch.manual_seed(SEED)
-    with torch.device("meta"):
-        model = m.GPT(m.GPTConfig(**SHAPE))
-    model.to_empty(device="cpu")
+    model = empty_model(m, SHAPE, torch.device("cpu"))
     tensors = [*model.named_parameters(), *model.named_buffers()]
     with torch.no_grad():
         for _, tensor in tensors:
@@ -96,15 +95,14 @@ def check_gradients(model: Any) -> None:
             p.copy_(kept[name])
 
 
-def take_step(model: Any, optimizers: list[torch.optim.Optimizer], step: int) -> float:
+def take_step(stepper: Stepper, step: int) -> float:
     """One optimizer step at constant rates; returns the loss before it, in nats."""
-    loss = check_loss(model(*draw_batch(step)))
-    torch.autograd.backward(loss)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    for optimizer in optimizers:
-        optimizer.step()
-    model.zero_grad(set_to_none=True)
-    return loss.item()
+    outcome = stepper.step(iter([draw_batch(step)]))
+    if not outcome.finite:
+        raise Wrong(
+            f"the loss of step {step} is {outcome.loss:g}, the length of its gradient {outcome.norm:g}"
+        )
+    return outcome.loss
 
 
 def rehearse(m: ModuleType, report: Report, stage: Callable[[str], None], trace: Trace) -> None:
@@ -121,10 +119,11 @@ def rehearse(m: ModuleType, report: Report, stage: Callable[[str], None], trace:
         stage("forward")
     check_gradients(model)
     stage("backward")
-    report.losses.append(take_step(model, optimizers, 0))
+    stepper = Stepper(model, optimizers)
+    report.losses.append(take_step(stepper, 0))
     stage("step")
     for step in range(1, STEPS_TO_TAKE):
-        report.losses.append(take_step(model, optimizers, step))
+        report.losses.append(take_step(stepper, step))
     first, last = report.losses[0], sum(report.losses[-5:]) / 5
     if not last < first - ENOUGH:
         raise Wrong(
@@ -152,8 +151,8 @@ def train_afresh(m: ModuleType, steps: int, weights: dict[str, Tensor] | None = 
     model = build(m)
     if weights is not None:
         model.load_state_dict(weights)
-    optimizers = model.setup_optimizers()
-    return [take_step(model, optimizers, step) for step in range(steps)]
+    stepper = Stepper(model, model.setup_optimizers())
+    return [take_step(stepper, step) for step in range(steps)]
 
 
 def compare_with_the_book(m: ModuleType, report: Report) -> None:

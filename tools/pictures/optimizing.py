@@ -15,8 +15,8 @@ from torch import Tensor
 from nanochat.muon import Muon, orthogonalize
 from nanochat.normans_gpt import GPT, GPTConfig
 from nanochat.plans import WIDE
+from nanochat.step import Schedule, muon_momentum
 from nanochat.train_config import TrainConfig
-from nanochat.training import learning_rate_multiplier, muon_momentum
 from tools.pictures.style import SMALL, Palette, box, canvas, picture
 
 
@@ -219,15 +219,16 @@ def singular_values() -> Tensor:
 def schedule(axes: list[Axes], palette: Palette) -> None:
     left, right = axes
     steps = 100
-    quick = TrainConfig(warmup_ratio=WIDE.warmup_ratio, warmdown_ratio=WIDE.warmdown_ratio)
+    quick = Schedule(WIDE.warmup_ratio, WIDE.warmdown_ratio)
+    usual = TrainConfig().warmdown_ratio
     cases = (
-        ("default", TrainConfig(), palette.blue, "-"),
+        ("default", Schedule(warmdown=usual), palette.blue, "-"),
         ("make train", quick, palette.orange, "-"),
-        ("with warmup", TrainConfig(warmup_ratio=0.1, final_lr_frac=0.2), palette.green, "--"),
+        ("with warmup", Schedule(0.1, usual, 0.2), palette.green, "--"),
     )
-    for name, config, colour, line in cases:
+    for name, factor, colour, line in cases:
         shares = [step / steps for step in range(steps + 1)]
-        factors = [learning_rate_multiplier(share, 1 / steps, config) for share in shares]
+        factors = [factor.multiplier(share, 1 / steps) for share in shares]
         left.plot([100 * share for share in shares], factors, color=colour, ls=line, label=name)
     left.set_title("factor on all learning rates")
     left.set_xlabel("part of the run that is over")
