@@ -73,7 +73,7 @@ site: book-environment ## build the book as a web site in site/
 	@NO_MKDOCS_2_WARNING=1 .venv-book/bin/python -m mkdocs build --strict
 	@echo "site/index.html is the book"
 
-book: environment book-environment ## build the book as build/book.epub and build/book.pdf
+book: environment book-environment ## build the book's two volumes as EPUB and PDF in build/
 	@.venv/bin/python -m tools.numbers --check
 	@.venv-book/bin/python -m tools book
 

@@ -1,4 +1,4 @@
-"""The chapters as a book to take along: build/book.epub and build/book.pdf, by `make book`.
+"""The chapters as a book to take along: an EPUB and a PDF of each volume, in build/, by `make book`.
 
 pages.py finds the pages and their order, reader.py turns them into one document tree through pandoc, links.py
 makes every link lead somewhere, code.py sets the fragments, answers.py moves what the site folds to

@@ -19,10 +19,25 @@ from tools.weave.model import Fragment, Woven
 
 
 class Setter:
-    """Sets the blocks of code of one book."""
+    """Sets the blocks of code of one book, of which a volume is given out by itself.
 
-    def __init__(self, woven: Woven) -> None:
+    `volumes` has the volume of each chapter. A reference to a fragment of another one leads nowhere.
+    """
+
+    def __init__(self, woven: Woven, volumes: dict[str, str] | None = None) -> None:
         self.woven = woven
+        self.volumes = volumes or {}
+        self.fragments = tuple(woven.fragments)
+
+    def within(self, volume: str) -> "Setter":
+        """The same with the `fragments` of one volume."""
+        own = Setter(self.woven, self.volumes)
+        own.fragments = tuple(f for f in self.fragments if self.volume_of(f) == volume)
+        return own
+
+    def volume_of(self, fragment: Fragment) -> str:
+        """The volume that a fragment stands in; "" without volumes."""
+        return self.volumes.get(fragment.chapter, "")
 
     def fragment(self, fragment: Fragment) -> list[Element]:
         """A fragment, for either format."""
@@ -37,7 +52,7 @@ class Setter:
 
     def fragment_html(self, fragment: Fragment) -> str:
         """The fragment as XHTML."""
-        links = {r.row: (r.indent, self.link_html(self.woven.named(r.name))) for r in fragment.references}
+        links = {r.row: (r.indent, self.link_html(fragment, self.named(r.name))) for r in fragment.references}
         place = f'<span class="place">{escape(fragment.place)}</span>' if fragment.place else ""
         parts = [
             f'<div class="fragment" id="{fragment.anchor}">',
@@ -49,7 +64,9 @@ class Setter:
             f'<pre class="code"><code>{highlight(fragment.code, fragment.language, links)}</code></pre>'
         )
         if notes := self.notes(fragment):
-            told = "; ".join(f"{word} {', '.join(map(self.link_html, to))}" for word, to in notes)
+            told = "; ".join(
+                f"{word} {', '.join(self.link_html(fragment, other) for other in to)}" for word, to in notes
+            )
             parts.append(f'<p class="notes">{told}</p>')
         return "\n".join([*parts, "</div>"])
 
@@ -57,9 +74,11 @@ class Setter:
         """The fragment as a call of the function that book.typ defines."""
         code = list(fragment.code)
         for reference in fragment.references:
-            code[reference.row] = f"{reference.indent}⟨{self.named(reference.name).anchor}⟩"
+            code[reference.row] = (
+                f"{reference.indent}⟨{self.name_typst(fragment, self.named(reference.name))}⟩"
+            )
         notes = ", ".join(
-            f"({typst_string(word)}, ({', '.join(typst_string(f.anchor) for f in to)},))"
+            f"({typst_string(word)}, ({', '.join(typst_string(self.name_typst(fragment, f)) for f in to)},))"
             for word, to in self.notes(fragment)
         )
         fields = [fragment.anchor, fragment.title, sign(fragment), fragment.place, fragment.todo or ""]
@@ -68,7 +87,7 @@ class Setter:
 
     def titles_typst(self) -> str:
         """The titles of all fragments, for the links and the index of the PDF."""
-        titles = ", ".join(f"{typst_string(f.anchor)}: {typst_string(f.title)}" for f in self.woven.fragments)
+        titles = ", ".join(f"{typst_string(f.anchor)}: {typst_string(f.title)}" for f in self.fragments)
         return f"#let titles = ({titles})\n"
 
     def notes(self, fragment: Fragment) -> list[tuple[str, list[Fragment]]]:
@@ -86,10 +105,15 @@ class Setter:
         assert found, name
         return found
 
-    def link_html(self, fragment: Fragment | None) -> str:
-        """A reference to a fragment."""
-        assert fragment
-        return f'<a class="reference" href="#{fragment.anchor}">⟨{escape(fragment.title)}⟩</a>'
+    def link_html(self, here: Fragment, there: Fragment) -> str:
+        """A reference from one fragment to another; no link where that stands in another volume."""
+        if self.volume_of(here) != self.volume_of(there):
+            return f'<span class="reference">⟨{escape(there.title)}⟩</span>'
+        return f'<a class="reference" href="#{there.anchor}">⟨{escape(there.title)}⟩</a>'
+
+    def name_typst(self, here: Fragment, there: Fragment) -> str:
+        """What book.typ finds the title and place of a fragment by; for another volume's, its title."""
+        return there.anchor if self.volume_of(here) == self.volume_of(there) else there.title
 
 
 def sign(fragment: Fragment) -> str:

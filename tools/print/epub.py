@@ -1,4 +1,4 @@
-"""build/book.epub: pandoc splits the tree into pages and packs it; what it leaves undone is done here.
+"""The EPUB of a volume: pandoc splits the tree into pages and packs it; what it leaves undone is done here.
 
 Pandoc does not look into the code that code.py has set, so links there do not know in which file of the
 EPUB their target has come to stand. And it packs files in no fixed order.
@@ -89,7 +89,7 @@ def complaints(message: str, readings: list[Reading]) -> list[Problem]:
         reading = next((r for r in readings if formula in r.page.text), readings[0])
         why = " ".join(reason.split("\n")[-2:] if "\n" in reason else [reason])
         problems.append(reading.problem(formula, f"pandoc cannot convert this formula: {formula}{why}"))
-    return problems or [Problem("build/book.epub", 0, f"pandoc cannot make it: {message}")]
+    return problems or [Problem("the EPUB", 0, f"pandoc cannot make it: {message}")]
 
 
 def index_of_fragments(setter: Setter) -> list[Element]:
@@ -98,7 +98,7 @@ def index_of_fragments(setter: Setter) -> list[Element]:
         "t": "Header",
         "c": [1, [INDEX, [], []], [{"t": "Str", "c": "Index of fragments"}]],
     }
-    ordered = sorted(setter.woven.fragments, key=lambda f: (f.title.lower(), f.number))
+    ordered = sorted(setter.fragments, key=lambda f: (f.title.lower(), f.number))
     items = "\n".join(
         f'<li><a href="#{f.anchor}">{escape(f.title)}</a> <span class="place">{escape(f.place)}</span></li>'
         for f in ordered
@@ -122,9 +122,7 @@ def repacked(epub: bytes, epoch: int) -> bytes:
         def lead(match: re.Match[str], here: str = here) -> str:
             there = home.get(match[2])
             if there is None:
-                problems.append(
-                    Problem("build/book.epub", 0, f"{here} links to #{match[2]}, which is nowhere.")
-                )
+                problems.append(Problem("the EPUB", 0, f"{here} links to #{match[2]}, which is nowhere."))
                 return match[0]
             return f"{match[1]}{there if there != here else ''}#{match[2]}{match[3]}"
 

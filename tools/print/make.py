@@ -1,4 +1,4 @@
-"""Make both files of the book, or neither: `python -m tools book`."""
+"""Make all files of the book, or none: `python -m tools book`."""
 
 import os
 from collections.abc import Callable
@@ -18,20 +18,29 @@ FOLDER = "build"
 
 
 def make_book(root: Path, say: Callable[[str], None] = print) -> int:
-    """build/book.epub and build/book.pdf. Raises Refused with everything that is wrong with the book."""
+    """An EPUB and a PDF of each volume in build/. Raises Refused with everything that is wrong."""
     began = perf_counter()
     woven = weave(root)
-    setter = Setter(woven)
-    readings = move_to_the_back(read(root, read_pages(root), setter))
-    title = title_of(root)
+    pages = read_pages(root)
+    setter = Setter(woven, {page.path: page.volume for page in pages})
+    readings = read(root, pages, setter)
     scratch = root / FOLDER / "typst"
     scratch.mkdir(parents=True, exist_ok=True)
-    epub = bind(root, title, readings, setter, cover(root, title, scratch))
-    pdf = typeset(root, title, readings, setter, scratch)
-    for name, data in (("book.epub", epub), ("book.pdf", pdf)):
+    files: dict[str, bytes] = {}
+    for volume in dict.fromkeys(page.volume for page in pages):
+        title, own = title_of(root, volume), setter.within(volume)
+        chapters = move_to_the_back([reading for reading in readings if reading.page.volume == volume])
+        files[f"{stem(volume)}.epub"] = bind(root, title, chapters, own, cover(root, title, scratch))
+        files[f"{stem(volume)}.pdf"] = typeset(root, title, chapters, own, scratch)
+    for name, data in files.items():
         new = scratch / name
         new.write_bytes(data)
         os.replace(new, root / FOLDER / name)
         say(f"wrote {FOLDER}/{name}, {len(data) / 1e6:.1f} MB")
     say(f"{len(readings)} chapters, {len(woven.fragments)} fragments, in {perf_counter() - began:.0f} s")
     return 0
+
+
+def stem(volume: str) -> str:
+    """What the files of a volume are called: volume-one for "Volume one: A name", book without volumes."""
+    return volume.partition(":")[0].lower().replace(" ", "-") or "book"

@@ -1,4 +1,4 @@
-"""Which pages the book has, and in which order: that of the site's navigation."""
+"""Which pages the book has, in which volume and in which order: that of the site's navigation."""
 
 import importlib
 from dataclasses import dataclass
@@ -12,15 +12,17 @@ from tools.pages import FOLDER, pages_of
 
 SETTINGS = "mkdocs.yml"
 LEFT_OUT = "reference/modules"
+VOLUME = "Volume "  # how the heading of one begins; then its number, a colon, its name
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page as its author wrote it. `path` is relative to the project; `part` the navigation's heading."""
+    """A page as its author wrote it. `path` is relative to the project; `part`, `volume` are navigation's."""
 
     path: str
     text: str
     part: str = ""
+    volume: str = ""
 
     @property
     def id(self) -> str:
@@ -50,9 +52,25 @@ def read_pages(root: Path) -> list[Page]:
     texts = {
         path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8-sig") for path in pages_of(root)
     } | made_pages(root)
-    parts = navigation(settings_of(root).get("nav") or ["index.md"], list(texts))
+    nav = settings_of(root).get("nav") or ["index.md"]
+    parts, of = navigation(nav, list(texts)), volumes(nav, list(texts))
+    last = list(of.values())[-1] if of else ""
     order = [*parts, *(name for name in texts if name not in parts)]
-    return [Page(f"{FOLDER}/{name}", texts[name], parts.get(name, "")) for name in order]
+    return [Page(f"{FOLDER}/{name}", texts[name], parts.get(name, ""), of.get(name, last)) for name in order]
+
+
+def volumes(entries: list[Any], known: list[str]) -> dict[str, str]:
+    """The volume of each page in the navigation: its top heading, where that is called Volume.
+
+    What stands before the first volume belongs to it. Without volumes it is "" for all.
+    """
+    pages: dict[str, str] = {}
+    for entry in entries:
+        title = next(iter(entry)) if isinstance(entry, dict) else ""
+        for page in navigation([entry], known):
+            pages.setdefault(page, title if title.startswith(VOLUME) else "")
+    first = next(filter(None, pages.values()), "")
+    return {page: volume or first for page, volume in pages.items()}
 
 
 def made_pages(root: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""build/book.pdf: pandoc writes the prose as Typst, book.typ gives the look, the typst package sets it.
+"""The PDF of a volume: pandoc writes the prose as Typst, book.typ gives the look, the typst package sets it.
 
 No LaTeX is needed, and no font of the machine is used: typst brings Libertinus Serif, New Computer Modern for
 formulas and DejaVu Sans Mono, so the PDF is the same everywhere.

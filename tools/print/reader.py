@@ -19,7 +19,7 @@ from tools.markup import scan
 from tools.pages import FOLDER
 from tools.print.code import Setter
 from tools.print.pages import LEFT_OUT, Page
-from tools.print.pandoc import Element, Failed, parse, plain, walk
+from tools.print.pandoc import Element, Failed, parse, plain, string, walk
 from tools.problems import Problem, Refused
 from tools.weave.indexes import generated_pages
 from tools.weave.prose import heading_id
@@ -137,6 +137,9 @@ def _link(
     path = normpath(join(dirname(reading.page.path), path)) if path else reading.page.path
     if path in known:
         place = known[path].anchors.get(anchor) if anchor else known[path].page.id
+        if place and known[path].page.volume != reading.page.volume:
+            number = known[path].page.volume.partition(":")[0].lower()
+            return [*inlines, {"t": "Space"}, string(f"({number})")]
         if place:
             return [{"t": "Link", "c": [attributes, inlines, ["#" + place, title]]}]
         problems.append(

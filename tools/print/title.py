@@ -27,14 +27,18 @@ class Title:
         return f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'{self.name}/{self.epoch}')}"
 
 
-def title_of(root: Path) -> Title:
-    """The site's name, and the time and id of the last commit."""
+def title_of(root: Path, volume: str = "") -> Title:
+    """The site's name, or the volume's, and the time and id of the last commit."""
     name = settings_of(root).get("site_name") or root.name
+    subtitle = SUBTITLE
+    if volume:
+        number, _, own = volume.partition(": ")
+        name, subtitle = own, f"{name}, {number[:1].lower()}{number[1:]}"
     epoch, commit = last_commit(root)
     date = datetime.fromtimestamp(epoch, UTC).strftime("%-d %B %Y")
     state = f" from revision {commit}" if commit else ""
     colophon = f"Made{state} of {date}. MIT licence. This text contains the program that it explains."
-    return Title(name, SUBTITLE, colophon, epoch)
+    return Title(name, subtitle, colophon, epoch)
 
 
 def last_commit(root: Path) -> tuple[int, str]:
