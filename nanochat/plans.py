@@ -121,7 +121,7 @@ def measured_pace(plan: Plan, device: torch.device, dtype: torch.dtype | None, s
 
     rng = torch.Generator().manual_seed(0)
     B, T = plan.device_batch_size, plan.max_seq_len
-    model = build_model(normans_gpt, plan.shape(), device, seed=0)
+    model = build_model(normans_gpt, plan.shape(), device, 0, dtype)
     stepper = Stepper(
         model,
         build_optimizers(model, Rates()),

@@ -63,12 +63,24 @@ def empty_model(chosen: ModuleType, shape: dict[str, int], device: torch.device)
     return model
 
 
-def build_model(chosen: ModuleType, shape: dict[str, int], device: torch.device, seed: int) -> GPT:
-    """The chosen module's GPT with the starting weights of a seed; the random generators go on from there."""
+def build_model(
+    chosen: ModuleType, shape: dict[str, int], device: torch.device, seed: int, dtype: torch.dtype | None
+) -> GPT:
+    """The chosen module's GPT with the starting weights of a seed; the random generators go on from there.
+
+    dtype is the format of matrix products under autocast, None for none.
+    """
     torch.manual_seed(seed)
     model = empty_model(chosen, shape, device)
     model.init_weights()
+    fit_format(model, dtype)
     return model
+
+
+def fit_format(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Without autocast (None), bring all weights to float32: nothing would convert one beside another."""
+    for parameter in model.parameters() if dtype is None else ():
+        parameter.data = parameter.data.float()
 
 
 def build_optimizers(model: GPT, rates: Rates) -> list[torch.optim.Optimizer]:

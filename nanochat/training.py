@@ -471,7 +471,7 @@ def training_run(
         config.matrix_lr, config.embedding_lr, config.unembedding_lr, config.weight_decay, config.muon_dtype
     )
     with watched():
-        model = build_model(chosen, shape, device, config.seed)
+        model = build_model(chosen, shape, device, config.seed, dtype)
         optimizers = build_optimizers(model, rates)
         flops_per_token = model.estimate_flops()
     schedule = Schedule(config.warmup_ratio, config.warmdown_ratio, config.final_lr_frac)

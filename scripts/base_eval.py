@@ -115,12 +115,12 @@ def with_autocast(
 def open_run(choice: ModelChoice, device: torch.device) -> Opened:
     """The newest checkpoint of a run. Raises UserError if it is not there, or does not fit."""
     from nanochat.core_eval import Subject
+    from nanochat.step import fit_format
     from scripts.sample import load_trained
 
     model, tokenizer, checkpoint = load_trained(choice.run, device, choice.gpt)
     dtype = autocast_dtype(device, choice.dtype)
-    if dtype is None:
-        model.float()
+    fit_format(model, dtype)
     shape, progress = model.config, checkpoint.meta.get("progress", {})
     about = {
         "run": checkpoint.folder.name,

@@ -285,6 +285,8 @@ def train(case: Case, device: torch.device) -> Work:
 
 def build_model(case: Case, device: torch.device) -> GPT:
     """The model of a case, on its device, with its starting weights."""
+    import torch
+
     from nanochat import step
 
     size = case.size
@@ -296,7 +298,8 @@ def build_model(case: Case, device: torch.device) -> GPT:
         "n_kv_head": size.n_head,
         "n_embd": size.n_embd,
     }
-    return step.build_model(load_gpt(case.gpt), shape, device, seed=0)
+    dtype = torch.bfloat16 if case.dtype == "bfloat16" else None
+    return step.build_model(load_gpt(case.gpt), shape, device, 0, dtype)
 
 
 def time_the_loss(model: GPT, clock: Clock) -> None:

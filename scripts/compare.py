@@ -273,11 +273,12 @@ class Trainer:
         """Begin a training: new weights, new optimizers. Says by a checksum which weights."""
         import torch
 
-        from nanochat.step import Rates, Schedule, Stepper, build_optimizers
+        from nanochat.step import Rates, Schedule, Stepper, build_optimizers, fit_format
 
         self.model.float()  # on CUDA the book's embedding is bfloat16 from the first training on
         torch.manual_seed(seed)
         self.model.init_weights()
+        fit_format(self.model, None if self.side.dtype == "float32" else torch.bfloat16)
         optimizers = build_optimizers(self.model, Rates())
         self.stepper = Stepper(self.model, optimizers, Schedule(), autocast=self.autocast)
         self.batches = batches

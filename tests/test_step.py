@@ -41,7 +41,7 @@ def batches(count: int, seed: int = 0) -> list[Batch]:
 
 def stepper(schedule: Schedule | None = None, **more: object) -> Stepper:
     """A small GPT of the book, whose every weight gets a gradient."""
-    model = build_model(normans_gpt, SHAPE, CPU, seed=1)
+    model = build_model(normans_gpt, SHAPE, CPU, 1, None)
     with torch.no_grad():
         for p in model.parameters():
             if not p.any():
@@ -165,7 +165,7 @@ def test_a_group_that_forgot_its_rate_keeps_the_one_it_has() -> None:
 
 
 def test_rates_reach_the_optimizers() -> None:
-    model = build_model(normans_gpt, SHAPE, CPU, seed=1)
+    model = build_model(normans_gpt, SHAPE, CPU, 1, None)
     adamw, muon = build_optimizers(model, Rates(0.5, 0.3, 0.1, 0.25, "bfloat16"))
     factor = (32 / 768) ** -0.5
     assert [group["lr"] for group in adamw.param_groups] == [0.1 * factor, 0.3 * factor]
@@ -175,7 +175,7 @@ def test_rates_reach_the_optimizers() -> None:
 
 
 def test_a_seed_gives_the_weights() -> None:
-    one, same, other = (build_model(normans_gpt, SHAPE, CPU, seed) for seed in (1, 1, 2))
+    one, same, other = (build_model(normans_gpt, SHAPE, CPU, seed, None) for seed in (1, 1, 2))
     for a, b, c in zip(one.parameters(), same.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
         assert not a.any() or not torch.equal(a, c)
