@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import contextlib
 import difflib
 import hashlib
 import importlib
 import importlib.util
+import io
 import os
 import sys
+import tokenize
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,10 +62,29 @@ def choose_gpt(name: str) -> Choice:
     return Choice(name, path.absolute())
 
 
+def decode(raw: bytes, name: str) -> str:
+    """The text of a Python file. Raises UserError, with its name, if Python itself could not read it."""
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in raw:
+        raise UserError(
+            f"{name} has null bytes: saved as UTF-16, which Python does not read? Save it as UTF-8"
+        )
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
+        return io.TextIOWrapper(io.BytesIO(raw), encoding).read()
+    except SyntaxError as error:
+        raise UserError(f"{name}: {error.msg}; save it as UTF-8") from None
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{name}:{line}: there is a byte ({raw[error.start]:#x}) that is not UTF-8; the file seems to be "
+            "saved in another encoding, such as latin-1. Save it as UTF-8"
+        ) from None
+
+
 def refuse_what_is_no_model(path: Path) -> None:
     """Raise UserError unless the file can be parsed and defines, or imports, GPT and GPTConfig."""
     try:
-        tree = ast.parse(path.read_bytes(), filename=str(path))
+        tree = ast.parse(decode(path.read_bytes(), shown(path)), filename=str(path))
     except SyntaxError as error:
         text = f" ({error.text.strip()})" if error.text else ""
         raise UserError(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import math
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 
 def told(path: str) -> str:
@@ -100,6 +103,44 @@ def return_freed_memory() -> None:
     """Let glibc give back what is free; other C libraries decide alone."""
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def limit_time(seconds: float, notes: IO[str]) -> None:
+    """End this process after so many seconds on the processor, or three times as many by the clock.
+
+    The Python stack is written to notes before, and the clock alone is watched on Windows.
+    """
+    faulthandler.dump_traceback_later(3 * seconds, exit=True, file=notes)
+    if hasattr(signal, "setitimer"):
+        faulthandler.register(signal.SIGPROF, file=notes, all_threads=False, chain=True)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def end_time_limit() -> None:
+    """Take back what limit_time has set."""
+    faulthandler.cancel_dump_traceback_later()
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def was_out_of_time(code: int | None, notes: str) -> bool:
+    """Whether limit_time has ended a process, by its exit status (None: not ended) and what it noted."""
+    stopped = -signal.SIGPROF if hasattr(signal, "SIGPROF") else None
+    return code is None or code == stopped or "Timeout (" in notes
+
+
+def lines_noted(notes: str, path: Path) -> list[int]:
+    """The lines of a file that stand in a Python stack, the innermost first."""
+    frames = re.findall(r'File "(.*)", line (\d+) in ', notes)
+    return [int(line) for file, line in frames if file == str(path)]
+
+
+def limit_file_size(most: int) -> None:
+    """Let this process write files of at most so many bytes each; without effect on Windows."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
 
 def limit_memory(most: int) -> None:

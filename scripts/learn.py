@@ -82,6 +82,8 @@ def describe_verdict(verdict: Verdict, file: Path) -> str:
         lines = [head, *paragraph(verdict.get("remark"))]
     elif verdict["status"] == "todo":
         lines = [head + line]
+    elif verdict["status"] == "not judged":
+        lines = [head, *paragraph(verdict["difference"]), *paragraph(verdict["next"])]
     else:
         lines = [f"{head}{line}: {verdict['summary'].removeprefix(verdict['step']).strip()}"]
         for part in ("explanation", "difference", "next"):
@@ -128,7 +130,7 @@ def describe_standing(standing: dict[str, Verdict | None], milestones: list[Mile
     lines = []
     for phase, title in PHASES.items():
         steps = [step for step in STEPS if step.phase == phase]
-        states = {step.id: (standing[step.id] or {"status": "not checked"}) for step in steps}
+        states = {step.id: (standing[step.id] or {"status": "not judged"}) for step in steps}
         done = sum(state["status"] == "passed" for state in states.values())
         lines += ["", f"Phase {phase}: {title} ({done} of {len(steps)})"]
         for step in steps:
@@ -157,6 +159,7 @@ class Session:
     def __init__(self, shop: Workshop) -> None:
         self.shop = shop
         self.court: Judge | None = None
+        self.unjudged: dict[str, Verdict] = {}  # why there is no verdict on a step
 
     def close(self) -> None:
         """Stop the judge and its process."""
@@ -172,6 +175,8 @@ class Session:
             given = verdict.to_json()
             if path.resolve() == self.shop.file.resolve():
                 self.shop.record([given])
+                if given["status"] == "not judged":
+                    self.unjudged[given["step"]] = given
             yield given
 
     def outdated(self) -> list[Step]:
@@ -260,9 +265,12 @@ def check(session: Session, args: argparse.Namespace) -> int:
     counts: Counter[str] = Counter()
     before = ""
     for verdict in session.judge(steps, file):
+        if not args.json and not counts and session.court is not None and session.court.arrival.printed:
+            print("import  the file printed:")
+            print("\n".join(paragraph(session.court.arrival.printed, "        | ")))
         text = describe_verdict(verdict, file)
         head, _, reasons = text.partition("\n")
-        if verdict["status"] == "error" and reasons == before:  # an unreadable file stops every step
+        if verdict["status"] == "not judged" and reasons == before:
             text = f"{head}, as above"
         before = reasons
         print(json.dumps(verdict) if args.json else text, flush=True)
@@ -276,11 +284,15 @@ def status(session: Session, args: argparse.Namespace) -> int:
     """Compute and show phases, steps and milestones."""
     require_file(session)
     session.catch_up()
-    standing = readable_standing(session)
+    standing = {
+        name: verdict or session.unjudged.get(name) for name, verdict in readable_standing(session).items()
+    }
     milestones = session.shop.milestones()
     if args.json:
         print(json.dumps({"steps": standing, "milestones": [asdict(one) for one in milestones]}, indent=1))
         return 0
+    for verdict in list(session.unjudged.values())[:1]:
+        print(f"nothing is judged: {verdict['difference']}\n")
     print(describe_standing(standing, milestones, session.shop.file))
     return 0
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import queue
-import re
 import signal
 import subprocess
 import sys
@@ -29,7 +28,7 @@ class Verdict:
     """What the judge says about one step. All fields are JSON."""
 
     step: str
-    status: str  # "passed", "failed", "todo" or "error"
+    status: str  # "passed", "failed", "todo", "error", or "not judged" where the file lets nothing be judged
     summary: str  # one sentence
     next: str  # what to do now
     difference: str | None = None  # the first thing that differs, with the value seen and wanted
@@ -44,6 +43,26 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """A dictionary for json.dumps; Verdict(**it) is the verdict again."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What happened when a file was imported as it is. All fields are JSON."""
+
+    says: str = ""  # why nothing in the file can be judged; empty if all is well
+    printed: str = ""  # what the file printed meanwhile
+    seconds: float = 0.0
+
+
+def not_judged(step: Step, text: str) -> Verdict:
+    """The verdict on a step of a file in which nothing can be judged."""
+    return Verdict(
+        step=step.id,
+        status="not judged",
+        summary=f"{step.id} is not judged",
+        next="No step is judged before that is repaired",
+        difference=text,
+    )
 
 
 def cannot_be_judged(step: Step, text: str, line: int | None = None) -> Verdict:
@@ -65,9 +84,11 @@ class _Worker:
     process: subprocess.Popen[str]
     errors: IO[bytes]
     answers: "queue.Queue[str | None]" = field(default_factory=queue.Queue)
+    ready: bool = False
 
     @classmethod
     def start(cls) -> Self:
+        """A worker that is importing torch, and will say so."""
         errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
         process = subprocess.Popen(
@@ -119,12 +140,11 @@ class _Worker:
 
 
 def _explain_death(step: Step, path: str, code: int | None, last_words: str, limit: float) -> Verdict:
-    frames = re.findall(r'File "(.*)", line (\d+) in (\S+)', last_words)
-    line = next((int(number) for file, number, _ in frames if file == path), None)
+    line = next(iter(system.lines_noted(last_words, Path(path))), None)
     place = f" at {path}:{line}" if line else ""
-    if "Timeout (" in last_words or code is None:
+    if system.was_out_of_time(code, last_words):
         text = f"it was still running after {limit:g} s{place}: a loop that never ends?"
-    elif code < 0:
+    elif code is not None and code < 0:
         text = f"the process was killed by signal {signal.Signals(-code).name}{place}"
     else:
         text = f"the process ended with exit status {code}{place}; the function must return, not exit"
@@ -134,10 +154,11 @@ def _explain_death(step: Step, path: str, code: int | None, last_words: str, lim
 class Judge:
     """Judges files in a worker process that is kept between calls. Use it in a `with`."""
 
-    def __init__(self, book_path: Path = BOOK_PATH, time_limit: float = 10.0) -> None:
-        """time_limit: seconds that one step of the learner's code may run."""
+    def __init__(self, book_path: Path = BOOK_PATH, time_limit: float = 5.0) -> None:
+        """time_limit: seconds on the processor that one step, or the import of the file, may take."""
         self.book_path = book_path
         self.time_limit = time_limit
+        self.arrival = Arrival()  # what happened when the last file was imported
         self._worker: _Worker | None = None
 
     def __enter__(self) -> Self:
@@ -159,38 +180,58 @@ class Judge:
             learner = read_source(Path(source_path))
             learner.parse()
             book = read_source(self.book_path)
+            self.arrival = self._import(Path(source_path).absolute())
         except Unjudgeable as reason:
-            yield from (cannot_be_judged(step, str(reason)) for step in chosen)
+            self.arrival = Arrival(str(reason))
+        if self.arrival.says:
+            yield from (not_judged(step, self.arrival.says) for step in chosen)
             return
         for step in chosen:
             yield self._judge_step(book, learner, step)
 
+    def _import(self, path: Path) -> Arrival:
+        """Have a file imported as it is. Raises Unjudgeable if nobody can tell what happened."""
+        answer = self._ask({"arriving": str(path)})
+        if answer is None:
+            raise Unjudgeable(f"{path}: importing the file ended the judge's own process: {self._bury()[1]}")
+        return Arrival(**answer)
+
     def _judge_step(self, book: Source, learner: Source, step: Step) -> Verdict:
         began = time.monotonic()
-        if self._worker is None:
-            self._worker = _Worker.start()
-            if self._worker.hear(START_LIMIT) is None:
-                words = self._worker.bury()
-                self._worker = None
-                text = f"the judge's own process does not start: {words.strip()[-500:]}"
-                return cannot_be_judged(step, text)
         sources = {"book": (book.path, book.text), "learner": (learner.path, learner.text)}
-        self._worker.ask({**sources, "step": step.id, "time_limit": self.time_limit})
-        answer = self._worker.hear(self.time_limit + ANSWER_LIMIT)
+        answer = self._ask({**sources, "step": step.id})
         if answer is not None:
             return Verdict(**answer)
+        verdict = _explain_death(step, learner.path, *self._bury(), self.time_limit)
+        return replace(verdict, seconds=round(time.monotonic() - began, 3))
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        """What the worker says, or None if it has died. Raises Unjudgeable if none can be started."""
+        if self._worker is None:
+            self._worker = _Worker.start()
+        if not self._worker.ready:
+            if self._worker.hear(START_LIMIT) is None:
+                words = self._bury()[1].strip()[-500:]
+                raise Unjudgeable(f"the judge's own process does not start: {words}")
+            self._worker.ready = True
+        self._worker.ask({**request, "time_limit": self.time_limit})
+        return self._worker.hear(3 * self.time_limit + ANSWER_LIMIT)
+
+    def _bury(self) -> tuple[int | None, str]:
+        """Forget a worker that is dead, or silent: its exit status, and its last words."""
+        assert self._worker is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._worker.process.wait(timeout=1.0)
         code = self._worker.process.poll()
-        verdict = _explain_death(step, learner.path, code, self._worker.bury(), self.time_limit)
+        words = self._worker.bury()
         self._worker = None
-        return replace(verdict, seconds=round(time.monotonic() - began, 3))
+        return code, words
 
 
 def judge(
     source_path: Path | str,
     steps: Sequence[str] | None = None,
-    time_limit: float = 10.0,
+    time_limit: float = 5.0,
     book_path: Path = BOOK_PATH,
 ) -> list[Verdict]:
     """Judge a model file against the book's: one verdict for each step, all eighteen by default.

@@ -8,6 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from types import CodeType, ModuleType
 
+from nanochat.common import UserError
+from nanochat.models import decode
+
 BOOK_PATH = Path(__file__).resolve().parents[1] / "normans_gpt.py"
 LAZY_ANNOTATIONS = "from __future__ import annotations"  # so that no name is needed for an annotation alone
 
@@ -72,11 +75,13 @@ def find(tree: ast.Module, step_id: str) -> Function | None:
 def read_source(path: Path) -> Source:
     """Read a file. Raises Unjudgeable if it is missing or not text."""
     try:
-        return Source(str(path), path.read_text(encoding="utf-8"))
+        return Source(str(path), decode(path.read_bytes(), str(path)))
     except FileNotFoundError:
         raise Unjudgeable(f"{path} does not exist; `make learn` puts a skeleton there") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise Unjudgeable(f"{path} cannot be read as text: {error}") from None
+    except UserError as error:
+        raise Unjudgeable(str(error)) from None
+    except OSError as error:
+        raise Unjudgeable(f"{path} cannot be read: {error.strerror}") from None
 
 
 def is_unwritten(node: Function) -> bool:

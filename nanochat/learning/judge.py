@@ -6,18 +6,21 @@ import faulthandler
 import io
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nanochat import system
+from nanochat.learning.arrival import arrive, leave_the_compiler_out
 from nanochat.learning.court import Judge, Verdict, cannot_be_judged, judge
 from nanochat.learning.hybrid import (
     Source,
@@ -36,6 +39,7 @@ __all__ = ["Judge", "Verdict", "judge", "judge_here"]
 
 SEARCH_LIMIT = 4.0  # seconds to spend on pairs of mistakes
 MEMORY_LIMIT = 8 * 2**30  # bytes a worker may fill
+FILE_LIMIT = 2**28  # bytes of one file that a worker may write
 
 
 @dataclass(frozen=True)
@@ -393,16 +397,23 @@ def serve() -> None:
     sys.stdin = io.StringIO()
     faulthandler.enable(sys.stderr)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches who has asked; here a function raises it
     system.limit_memory(MEMORY_LIMIT)
+    system.limit_file_size(FILE_LIMIT)
+    leave_the_compiler_out()
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in requests:
         request = json.loads(line)
+        if "arriving" in request:
+            arrival = arrive(Path(request["arriving"]), request["time_limit"])
+            print(json.dumps(asdict(arrival)), file=answers, flush=True)
+            continue
         book, learner = Source(*request["book"]), Source(*request["learner"])
         step = step_named(request["step"])
         began = time.monotonic()
-        faulthandler.dump_traceback_later(request["time_limit"], exit=True)
+        system.limit_time(request["time_limit"], sys.stderr)
         found = examine(book, learner, step)
-        faulthandler.cancel_dump_traceback_later()
+        system.end_time_limit()
         verdict = found if isinstance(found, Verdict) else conclude(book, learner, step, found)
         verdict = replace(verdict, seconds=round(time.monotonic() - began, 3))
         print(json.dumps(verdict.to_json()), file=answers, flush=True)

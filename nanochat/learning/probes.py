@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import signal
 import traceback
 import zlib
 from collections.abc import Callable, Iterator
@@ -45,15 +46,23 @@ Probe = Callable[[ModuleType], Iterator[Case]]
 Seen = dict[str, Any] | Raised  # by name: a tensor, number, text, dict or Near
 
 
+IN_OTHER_WORDS = {
+    "BdbQuit": "a debugger was entered, and nobody is at the keyboard; remove breakpoint() or set_trace()",
+    "EOFError": "input() was asked, and nobody is at the keyboard",
+    "KeyboardInterrupt": "the function raises it itself",
+    "SystemExit": "the function ends the program; it must return",
+}
+
+
 def observe(probe: Probe, module: ModuleType, path: str = "") -> Iterator[tuple[str, Seen]]:
     """Run case after case, as they are asked for: name, and what was seen. An exception is seen too."""
     for case in probe(module):
         torch.manual_seed(0)
         try:
             seen = case.run()
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:  # SystemExit too: a learner's function may do anything
+            if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+                raise  # somebody is at the keyboard; the worker ignores it, so there a function has raised it
             yield case.name, _describe(error, path)
             continue
         kept = {name: v.detach().clone() if isinstance(v, Tensor) else v for name, v in seen.items()}
@@ -64,7 +73,7 @@ def _describe(error: BaseException, path: str) -> Raised:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == path]
     unwritten = isinstance(error, NotImplementedError) and bool(frames) and frames[-1].filename == path
-    text = str(error).strip().split("\n")[0][:300]
+    text = IN_OTHER_WORDS.get(type(error).__name__) or str(error).strip().split("\n")[0][:300]
     return Raised(type(error).__name__, text, lines[-1] if lines else None, unwritten)
 
 

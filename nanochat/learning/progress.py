@@ -192,8 +192,11 @@ class Workshop:
         return found
 
     def record(self, verdicts: Iterable[Verdict]) -> list[Step]:
-        """Remember verdicts on the file as it is now; log and return what passes for the first time."""
-        given = list(verdicts)
+        """Remember verdicts on the file as it is now; log and return what passes for the first time.
+
+        That nothing could be judged is not remembered: a missing module may be installed meanwhile.
+        """
+        given = [verdict for verdict in verdicts if verdict["status"] != "not judged"]
         try:
             learner = read_source(self.file)
             keys = keys_of(learner)

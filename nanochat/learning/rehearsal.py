@@ -22,6 +22,7 @@ from torch import Tensor
 
 from nanochat import system
 from nanochat.common import UserError, write_atomically
+from nanochat.learning.arrival import import_watched, leave_the_compiler_out
 from nanochat.learning.gaps import frames_in, gap_of
 from nanochat.learning.report import (
     ANSWER,
@@ -35,7 +36,7 @@ from nanochat.learning.report import (
     Report,
     Wrong,
 )
-from nanochat.models import import_file, refuse_what_is_no_model
+from nanochat.models import refuse_what_is_no_model
 from nanochat.step import Stepper, empty_model
 
 Trace = Callable[[ModuleType], AbstractContextManager[Any]]
@@ -199,7 +200,7 @@ def rehearse_file(path: Path, trace: Trace, tell: Callable[[Report], None] = lam
     tell(report)
     try:
         refuse_what_is_no_model(path)
-        module = import_file(path)
+        module = import_watched(path)
         rehearse(module, report, stage, trace)
     except KeyboardInterrupt:
         raise
@@ -234,6 +235,7 @@ def main() -> None:
     """The child: rehearse the file named first, write reports to the file named second."""
     path, target, hang = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
+    leave_the_compiler_out()
     system.limit_memory(MEMORY_LIMIT)
     with hang.open("w") as notes:
 

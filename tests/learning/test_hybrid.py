@@ -159,7 +159,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(Unjudgeable, match="make learn"):
         read_source(tmp_path / "none.py")
     (tmp_path / "binary.py").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(Unjudgeable, match="cannot be read as text"):
+    with pytest.raises(Unjudgeable, match="null bytes: saved as UTF-16"):
         read_source(tmp_path / "binary.py")
     with pytest.raises(Unjudgeable, match=r"mine.py:2: Python cannot read this line \(def g\(\)\)"):
         Source("mine.py", "x = 1\ndef g()\n    pass\n").parse()

@@ -319,8 +319,8 @@ def test_bad_files_get_an_answer_from_every_command(
     assert code == 1
     assert words in said
     code, said = say("check", "norm")
-    assert (code == 0) == ("nowhere" in words)
-    assert words in said or "nowhere" in words
+    assert code == 1
+    assert words in said
     if "Python" in words:
         with pytest.raises(UserError, match=words):
             say("status")
@@ -332,7 +332,8 @@ def test_what_stops_every_step_is_explained_once(say: Say, session: Session) -> 
     session.shop.file.write_text(BOOK.text.replace("class MLP(nn.Module):", "class MLP(nn.Module)"))
     said = say("check")[1]
     assert said.count("Python cannot read this line") == 1
-    assert said.count(": cannot be judged, as above\n") == 17
+    assert said.count(", as above\n") == 17
+    assert "18 not judged" in said
 
 
 # check, hint, solution, diff, reset
@@ -484,7 +485,7 @@ def test_gpt_names_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     [
         ("def f(:\n", "mine.py:1: Python cannot read this line"),
         ("class GPT: pass\n", "has no GPTConfig; its classes are GPT"),
-        ("x = 1\0", "is not a Python file|Python cannot read"),
+        ("x = 1\0", "has null bytes"),
         ("class GPT: pass\nclass GPTConfig: pass\n1 / 0\n", "mine.py:3: .* ZeroDivisionError"),
     ],
 )

@@ -1,0 +1,161 @@
+"""Import a learner's file as it is, in a process of its own, and say what happened."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from nanochat import system
+from nanochat.common import UserError
+from nanochat.learning.court import Arrival
+from nanochat.models import import_file, shown
+
+MEMORY_LIMIT = 8 * 2**30  # bytes
+FILE_LIMIT = 2**28  # bytes of one file
+PRINTED = 500  # characters of what was printed that are shown
+MAIN = "put what shall only run by itself below if __name__ == '__main__':"
+
+
+class ModelRuns(BaseException):
+    """A model is run where none should be; no `except Exception` of the file catches it."""
+
+
+def refuse_to_run(*_: Any) -> None:
+    """A hook for what comes before a forward pass."""
+    raise ModelRuns
+
+
+def settings() -> dict[str, str]:
+    """What a file may have changed for everybody."""
+    return {
+        "default dtype": str(torch.get_default_dtype()),
+        "default device": str(torch.get_default_device()),
+        "recording of gradients": "on" if torch.is_grad_enabled() else "off",
+    }
+
+
+def import_watched(path: Path) -> ModuleType:
+    """Import a file as it is. Raises UserError, naming the line, for whatever it should not do meanwhile."""
+    before = settings()
+    hook = register_module_forward_pre_hook(refuse_to_run)
+    try:
+        module = import_file(path)
+    except (SystemExit, KeyboardInterrupt, ModelRuns) as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        place = f"{shown(path)}:{lines[-1]}" if lines else shown(path)
+        if isinstance(error, ModelRuns):
+            raise UserError(f"{place}: the file runs a model while it is imported; {MAIN}") from None
+        raise UserError(
+            f"{place}: importing the file ends in {type(error).__name__}, and with it the program; {MAIN}"
+        ) from None
+    finally:
+        hook.remove()
+    for name, value in settings().items():
+        if value != before[name]:
+            raise UserError(
+                f"{shown(path)}: importing the file changes PyTorch's {name} from {before[name]} to {value}, "
+                "for everything that is computed afterwards; leave it as it is"
+            )
+    return module
+
+
+def arrive(path: Path, time_limit: float) -> Arrival:
+    """Import a file in a child process and report what happened. Never raises for what the file does."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="arrival-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        code = _send_a_child(path, folder, time_limit)
+        notes, printed = (_text_of(folder / name) for name in ("notes.txt", "printed.txt"))
+        try:
+            says = json.loads(_text_of(folder / "says.json"))["says"]
+        except ValueError:
+            says = _explain_end(path, code, notes, time_limit)
+    if len(printed) > PRINTED:
+        printed = printed[:PRINTED] + " …"
+    return Arrival(says, printed.strip(), round(time.monotonic() - began, 3))
+
+
+def _send_a_child(path: Path, folder: Path, time_limit: float) -> int | None:
+    if sys.platform == "linux":
+        child = os.fork()
+        if not child:
+            os.setsid()
+            visit(path, folder, time_limit)
+        _, status = os.waitpid(child, 0)
+        with suppress(OSError):
+            os.killpg(child, signal.SIGKILL)  # and whatever it has started
+        return os.waitstatus_to_exitcode(status)
+    command = [sys.executable, "-m", "nanochat.learning.arrival", str(path), str(folder), str(time_limit)]
+    process = subprocess.Popen(command, start_new_session=True)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=60 + 3 * time_limit)
+    code = process.poll()
+    system.end_with_children(process)
+    return code
+
+
+def visit(path: Path, folder: Path, time_limit: float) -> NoReturn:
+    """The child: import the file, write into the folder what happened, and end."""
+    says = ""
+    try:
+        target = os.open(folder / "printed.txt", os.O_CREAT | os.O_WRONLY)
+        os.dup2(target, 1)
+        os.dup2(target, 2)
+        sys.stdin = io.StringIO()
+        notes = (folder / "notes.txt").open("w", encoding="utf-8")
+        system.limit_memory(MEMORY_LIMIT)
+        system.limit_file_size(FILE_LIMIT)
+        system.limit_time(time_limit, notes)
+        import_watched(path)
+    except UserError as error:
+        says = str(error)
+    except BaseException as error:
+        says = f"{shown(path)}: importing the file ends in {type(error).__name__}: {error}"
+    finally:
+        with suppress(BaseException):
+            sys.stdout.flush()
+            (folder / "says.json").write_text(json.dumps({"says": says}), encoding="utf-8")
+        os._exit(0)
+
+
+def _text_of(path: Path) -> str:
+    with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(4 * PRINTED)
+    return ""
+
+
+def _explain_end(path: Path, code: int | None, notes: str, time_limit: float) -> str:
+    lines = system.lines_noted(notes, path)
+    place = f"{shown(path)}:{lines[0]}" if lines else shown(path)
+    if system.was_out_of_time(code, notes):
+        return (
+            f"{place}: importing the file was still running after {time_limit:g} s: a loop that never ends, "
+            f"or a training? {MAIN}"
+        )
+    if code is not None and code < 0:
+        return f"{place}: importing the file was ended by {signal.Signals(-code).name}"
+    return f"{place}: importing the file ends the process, with exit status {code}; {MAIN}"
+
+
+def leave_the_compiler_out() -> None:
+    """Let optimizers be made without importing torch._dynamo, in a process that compiles nothing."""
+    for method in vars(torch.optim.Optimizer).values():
+        plain = getattr(method, "__wrapped__", None)
+        if plain is not None:
+            plain.__dict__.setdefault("__dynamo_disable", plain)
+
+
+if __name__ == "__main__":
+    visit(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]))
