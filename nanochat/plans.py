@@ -65,7 +65,7 @@ SMALL = Plan(
 )
 WIDE = Plan(
     name="wide",
-    from_pace=130e9,
+    from_pace=200e9,
     depth=2,
     n_embd=256,
     n_head=2,
@@ -74,20 +74,18 @@ WIDE = Plan(
     device_batch_size=32,
     total_batch_size=8192,
     num_iterations=2500,
-    unembedding_lr=0.002,
-    warmdown_ratio=0.8,
 )
 CUDA = Plan(
     name="cuda",
     from_pace=0.0,
-    depth=6,
-    n_embd=384,
-    n_head=3,
-    vocab_size=4096,
+    depth=4,
+    n_embd=512,
+    n_head=4,
+    vocab_size=8192,
     max_seq_len=512,
     device_batch_size=64,
     total_batch_size=32768,
-    num_iterations=800,
+    num_iterations=200,
 )
 CUDA_FINEWEB = Plan(
     name="cuda-fineweb",

@@ -19,6 +19,9 @@ from nanochat.machine import FORMATS
 from nanochat.plans import PLANS, Plan
 from nanochat.turns import say, table
 
+SHOWN = 12  # rows of a table in a chapter
+NO_CHANGE = ("name", "from_pace", "num_iterations")  # what of a plan does not change a trial
+
 
 @dataclass(frozen=True)
 class SearchConfig:
@@ -143,17 +146,21 @@ def read_trials(path: Path) -> list[dict[str, Any]]:
 
 
 def tables(record: dict[str, Any]) -> str:
-    """The table of a record."""
-    return trials_table(record["trials"])
+    """The table of a record, as a chapter shows it: its best rows, and how many there are."""
+    best, every = trials_table(record["trials"], SHOWN), len(record["trials"])
+    return best if every <= SHOWN else f"{best}\nThe best {SHOWN} of {every} trials.\n"
 
 
-def trials_table(trials: list[dict[str, Any]]) -> str:
-    """A row a trial, the best first: in what it differs from the plan of its name, and its bits per byte."""
+def trials_table(trials: list[dict[str, Any]], most: int = -1) -> str:
+    """A row a trial, the best first: in what it differs from the plan of its name, and its bits per byte.
+
+    most: at most so many rows; -1: all of them.
+    """
     rows = []
-    for trial in sorted(trials, key=lambda trial: float(trial["bpb"])):
+    for trial in sorted(trials, key=lambda trial: float(trial["bpb"]))[: most if most >= 0 else None]:
         identity = trial["identity"]
         usual = asdict(PLANS[identity["plan"]["name"]])
-        changed = [f"{k}={v:g}" for k, v in identity["plan"].items() if k != "name" and v != usual[k]]
+        changed = [f"{k}={v:g}" for k, v in identity["plan"].items() if k not in NO_CHANGE and v != usual[k]]
         if identity.get("muon_dtype", "auto") != "auto":
             changed.append(f"muon_dtype={identity['muon_dtype']}")
         rows.append(
