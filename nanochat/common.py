@@ -26,7 +26,10 @@ class UserError(Exception):
 
 
 def run_program(main: Callable[[], object]) -> None:
-    """Call `main`; turn a UserError into `error: …` on stderr and exit status 2, Ctrl-C into status 130."""
+    """Call `main`; turn a UserError into `error: …` on stderr and exit status 2, Ctrl-C into status 130.
+
+    A package that is not installed is such an error, too. A reader that goes away ends the program quietly.
+    """
     provenance.install()
     try:
         main()
@@ -36,6 +39,16 @@ def run_program(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if (Path(__file__).parents[1] / package).is_dir():
+            raise  # a part of this project: that is a bug
+        where = f"in {sys.executable}; `make environment` installs what requirements.txt lists"
+        print(f"error: the package {package} is not installed {where}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+        sys.exit(141)
 
 
 def base_dir() -> Path:

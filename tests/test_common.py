@@ -15,6 +15,8 @@ from nanochat import common
 from nanochat.common import Ranks, UserError
 from nanochat.loss_eval import evaluate_bpb
 
+ROOT = Path(__file__).parents[1]
+
 
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     heavy = ["torch", "pyarrow", "requests", "tokenizers", "pandas"]
@@ -314,3 +316,36 @@ def test_peak_memory_grows_and_is_in_bytes() -> None:
     after = common.peak_memory_bytes(torch.device("cpu"))
     assert after >= before + 100_000_000
     assert after < 4 * before + 10 * block.numel()
+
+
+def test_a_missing_package_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        import package_that_nobody_has.part  # type: ignore[import-not-found]  # noqa: F401
+
+    with pytest.raises(SystemExit) as ended:
+        common.run_program(main)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(
+        f"error: the package package_that_nobody_has is not installed in {sys.executable}; "
+    )
+    assert said.count("\n") == 1
+
+
+def test_a_missing_part_of_this_project_keeps_its_traceback() -> None:
+    def main() -> None:
+        import nanochat.part_that_is_not_there  # type: ignore[import-not-found]  # noqa: F401
+
+    with pytest.raises(ModuleNotFoundError):
+        common.run_program(main)
+
+
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    lines = "from nanochat.common import run_program\nrun_program(lambda: print('x' * 70_000, flush=True))"
+    child = subprocess.Popen(
+        [sys.executable, "-c", lines], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    assert child.stdout
+    assert child.stderr
+    child.stdout.close()
+    assert (child.stderr.read(), child.wait()) == (b"", 141)
