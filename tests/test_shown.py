@@ -73,7 +73,9 @@ def test_a_program_prints_what_the_chapter_shows(
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if SESSION.search(page.read_text())], ids=lambda page: page.name
 )
-def test_a_session_goes_as_the_chapter_shows(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_session_goes_as_the_chapter_shows(
+    page: Path, speeches: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = session(page.read_text(encoding="utf-8"))
     examples = doctest.DocTestParser().get_doctest(text, {}, page.name, str(page), 0)
     failed, tried = doctest.DocTestRunner().run(examples)
