@@ -1,5 +1,6 @@
 """Generation with a key-value cache: several prompts at once, each token computed once."""
 
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from nanochat.normans_gpt import GPT
 from nanochat.sampling import sample_next
+
+Insert = Callable[[Sequence[int]], Sequence[int]]  # from a sequence to tokens that follow without being chosen
 
 
 class KVCache:
@@ -133,17 +136,21 @@ class Engine:
         top_k: int | None = None,
         seed: int = 42,
         stop: AbstractSet[int] = frozenset(),
+        *,
+        insert: Insert | None = None,
     ) -> Iterator[list[int | None]]:
         """Continue each prompt by max_tokens tokens, or until it would emit one of stop.
 
         Yields lists as long as prompts: each prompt's next token, or None where it has none this time (it is
         still being read, or has ended). Prompt i draws from a generator of its own, seeded with seed + i, so
-        its text is that of GPT.generate with this seed, whatever the other prompts are. Raises ValueError
-        at once for prompts or lengths that cannot work, and when sampling for what sample_next refuses.
+        its text is that of GPT.generate with this seed, whatever the other prompts are. After each token that
+        is chosen, `insert` is given the sequence so far and returns what follows without being chosen; these
+        tokens are yielded too, and count. Raises ValueError at once for prompts or lengths that cannot work,
+        and when sampling for what sample_next refuses.
         """
         self._refuse(prompts, max_tokens)
         sequences = [list(prompt) for prompt in prompts]
-        return self._generate(sequences, max_tokens, temperature, top_k, seed, stop)
+        return self._generate(sequences, max_tokens, temperature, top_k, seed, stop, insert=insert)
 
     def complete(
         self,
@@ -153,10 +160,12 @@ class Engine:
         top_k: int | None = None,
         seed: int = 42,
         stop: AbstractSet[int] = frozenset(),
+        *,
+        insert: Insert | None = None,
     ) -> list[list[int]]:
         """All that generate yields, gathered: for each prompt the list of its new tokens."""
         completions: list[list[int]] = [[] for _ in prompts]
-        for tokens in self.generate(prompts, max_tokens, temperature, top_k, seed, stop):
+        for tokens in self.generate(prompts, max_tokens, temperature, top_k, seed, stop, insert=insert):
             for completion, token in zip(completions, tokens, strict=True):
                 if token is not None:
                     completion.append(token)
@@ -193,6 +202,8 @@ class Engine:
         top_k: int | None,
         seed: int,
         stop: AbstractSet[int],
+        *,
+        insert: Insert | None,
     ) -> Iterator[list[int | None]]:
         """The loop behind generate; sequences are the prompts, and grow."""
         full = [len(sequence) + max_tokens for sequence in sequences]
@@ -206,6 +217,7 @@ class Engine:
             chunk = [sequences[s][start:end] for s in rows]
             logits = self._feed([tokens + [0] * (end - start - len(tokens)) for tokens in chunk], cache)
             emitted: list[int | None] = [None] * len(sequences)
+            put_in: dict[int, list[int]] = {}
             ready = [i for i, s in enumerate(rows) if s in live and len(sequences[s]) == end]
             if len(ready) < len(rows):
                 logits = logits[ready]
@@ -217,10 +229,18 @@ class Engine:
                     continue
                 emitted[s] = token
                 sequences[s].append(token)
+                if insert is not None and (given := list(insert(sequences[s]))[: full[s] - len(sequences[s])]):
+                    put_in[s] = given
+                    sequences[s] += given
                 if len(sequences[s]) == full[s]:
                     live.remove(s)
             if any(token is not None for token in emitted):
                 yield emitted
+            for tokens in itertools.zip_longest(*put_in.values()):
+                given_out: list[int | None] = [None] * len(sequences)
+                for s, given_token in zip(put_in, tokens, strict=True):
+                    given_out[s] = given_token
+                yield given_out
             if 0 < 2 * len(live) <= len(rows):
                 kept = [i for i, s in enumerate(rows) if s in live]
                 cache.keep(kept)
