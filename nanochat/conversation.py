@@ -88,7 +88,7 @@ class Rendered:
     learned: tuple[bool, ...]
 
     def shifted(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Inputs and targets, each one shorter than ids: a target is the next id, -1 where it is not learned."""
+        """Inputs and targets, one shorter than ids: a target is the next id, or -1 if it is not learned."""
         pairs = zip(self.ids[1:], self.learned[1:], strict=True)
         return self.ids[:-1], tuple(token if learned else NOT_LEARNED for token, learned in pairs)
 
@@ -100,7 +100,7 @@ MARKS = {
 
 
 def render_question(text: str, tokenizer: Tokenizer, room: int | None = None) -> list[int]:
-    """The ids of a user's turn, up to the token after which the model answers; of the text the last `room`."""
+    """The ids of a user's turn, up to where the model answers; of the text's ids only the last `room`."""
     ids = tokenizer.encode(text)
     kept = ids if room is None else ids[max(0, len(ids) - room) :]
     ends = [tokenizer.special(name) for name in ("<|user_end|>", "<|assistant_start|>")]
@@ -198,10 +198,10 @@ def row_lengths(longest: int) -> list[int]:
 def fill_batches(
     rows: Sequence[Rendered], tokens: int, longest: int, rng: random.Random
 ) -> list[tuple[Ids, Ids]]:
-    """All conversations in batches of inputs and targets, int64 arrays (B, T) of at most `tokens` numbers each.
+    """All conversations in batches of inputs and targets, int64 of (B, T), with B·T at most `tokens`.
 
     One conversation to a row, filled up at its end with targets of -1, which nothing that counts can see.
-    T is one of row_lengths(longest), where longest is at most `tokens`. Longer conversations raise ValueError.
+    T is one of row_lengths(longest), and longest at most `tokens`. Longer conversations raise ValueError.
     """
     if longest > tokens or any(len(row.ids) - 1 > longest for row in rows):
         raise ValueError(f"rows have at most {longest} inputs and batches {tokens} tokens; render to fit")

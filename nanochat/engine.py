@@ -12,7 +12,9 @@ from torch import Tensor
 from nanochat.normans_gpt import GPT
 from nanochat.sampling import sample_next
 
-Insert = Callable[[Sequence[int]], Sequence[int]]  # from a sequence to tokens that follow without being chosen
+Insert = Callable[
+    [Sequence[int]], Sequence[int]
+]  # from a sequence to tokens that follow without being chosen
 
 
 class KVCache:
@@ -229,9 +231,9 @@ class Engine:
                     continue
                 emitted[s] = token
                 sequences[s].append(token)
-                if insert is not None and (given := list(insert(sequences[s]))[: full[s] - len(sequences[s])]):
-                    put_in[s] = given
-                    sequences[s] += given
+                if insert is not None:
+                    put_in[s] = list(insert(sequences[s]))[: full[s] - len(sequences[s])]
+                    sequences[s] += put_in[s]
                 if len(sequences[s]) == full[s]:
                     live.remove(s)
             if any(token is not None for token in emitted):

@@ -9,8 +9,9 @@ from fractions import Fraction
 
 from nanochat.tokenizer import Tokenizer
 
+
 class _Reader:
-    """Reads one expression by the grammar of the chapter; each method returns the value of what it has read."""
+    """Reads one expression by the grammar; each method returns the value of what it has read."""
 
     def __init__(self, text: str) -> None:
         self.tokens = re.findall(r"\d+(?:\.\d+)?|[^\s]", text, flags=re.ASCII)

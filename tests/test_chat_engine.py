@@ -83,7 +83,7 @@ def conversations() -> list[list[Turn]]:
 
 
 def test_a_model_that_learned_calls_gets_their_results_in_a_batch() -> None:
-    """Three conversations by heart: each row calls at another time, and none has learned to write an output."""
+    """Three conversations by heart: rows call at different times, and none has learned to write an output."""
     tokenizer = Tokenizer([bytes([value]) for value in range(256)])
     talks = conversations()
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Conversations: special tokens come from the program alone, only answers are learned, rows do not see each other."""
+"""Conversations: special tokens come from the program, answers are learned, rows do not see each other."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_long_question_loses_its_beginning_and_a_long_answer_its_end() -> None
     ],
 )
 def test_turns_out_of_order_are_named(turns: list[Turn]) -> None:
-    with pytest.raises(UserError, match="conversation|user's turn"):
+    with pytest.raises(UserError, match=r"conversation|user's turn"):
         render(turns, TOKENIZER, 100)
 
 

@@ -21,10 +21,10 @@ def a_conversation() -> tuple[Tokenizer, Rendered]:
 
 @picture(
     "conversation",
-    alt="""The tokens of a conversation in four rows. First bos, then the user's turn, How many r are in merry?,
-    between user start and user end, all of it only read. Then assistant start, and the model's call, count r in
-    merry, between python start and python end, all learned. Then the tool's output, 2, between its marks, only
-    read. Last the answer, 2 times., and assistant end, learned.""",
+    alt="""The tokens of a conversation in rows. First bos, then the user's turn, How many r are in merry?,
+    between user start and user end, all of it only read. Then assistant start, and the model's call, count
+    r in merry, between python start and python end, all learned. Then the tool's output, 2, between its
+    marks, only read. Last the answer, 2 times, and assistant end, learned.""",
     title="What is read, and what is learned",
     height=2.9,
 )
