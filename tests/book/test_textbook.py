@@ -1,0 +1,77 @@
+"""Chapters of volume one close alike: a run that a test repeats, questions on lines of code, exercises."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.book.conftest import PROJECT
+from tools.answers import CLOSING, OPENING
+from tools.print.pages import read_pages
+
+CLOSED = [
+    *("03-a-table-of-what-follows-what", "04-what-you-need", "90-one-tokens-journey"),
+    *("10-the-parts-of-a-gpt", "20-weight-initialization", "30-the-forward-pass", "40-optimization"),
+    *("50-generation", "35-the-loss-in-chunks", "51-decoding-speed"),
+]
+PAGES = {page.path.removeprefix("lit/").removesuffix(".md"): page for page in read_pages(PROJECT)}
+RUN_BY_A_TEST = {  # an exercise whose answer has no session: the test that does what it asks for
+    ("03-a-table-of-what-follows-what", 6): "tests/test_bigram.py::test_numbers_of_the_exercises",
+    ("03-a-table-of-what-follows-what", 8): "tests/test_bigram.py::test_numbers_of_the_steepest_valley",
+}
+RUN = r"\n```pycon\n|<!-- printed by: "
+ITEM = re.compile(r"^\*\*(?P<kind>Question|Exercise) (?P<number>\d+)\.?\*\*(?: \((?P<mark>[^)]*)\)\.)?", re.M)
+MARK = re.compile(r"(?:easy|medium|hard), (?:paper|computer|paper and computer)")
+
+
+def items(name: str, kind: str) -> list[tuple[int, str, str]]:
+    """Number, mark and text of each question or exercise, with its answer, up to the next or a heading."""
+    text = PAGES[name].text
+    found = list(ITEM.finditer(text))
+    ends = [*(match.start() for match in found[1:]), len(text)]
+    return [
+        (int(match["number"]), match["mark"] or "", re.split(r"\n## ", text[match.start() : end])[0])
+        for match, end in zip(found, ends, strict=True)
+        if match["kind"] == kind
+    ]
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_a_chapter_shows_a_run_that_is_repeated(name: str) -> None:
+    text = PAGES[name].text.split("## You can now explain")[0]
+    assert re.search(RUN, text)
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_a_chapter_asks_what_can_now_be_explained(name: str) -> None:
+    asked = items(name, "Question")
+    assert [number for number, *_ in asked] == list(range(1, len(asked) + 1))
+    assert 5 <= len(asked) <= 10
+    for _, _, text in asked:
+        assert OPENING.search(text)
+        assert CLOSING in text
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_exercises_have_marks_and_answers_and_a_third_needs_no_computer(name: str) -> None:
+    given = items(name, "Exercise")
+    assert [number for number, *_ in given] == list(range(1, len(given) + 1))
+    assert len(given) >= 4
+    for number, mark, text in given:
+        assert MARK.fullmatch(mark), f"{name}, exercise {number}: {mark}"
+        assert OPENING.search(text), f"{name}, exercise {number} has no answer"
+    assert 3 * sum("paper" in mark for _, mark, _ in given) >= len(given)
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_what_an_exercise_asks_to_run_is_run(name: str) -> None:
+    for number, mark, text in items(name, "Exercise"):
+        if "computer" not in mark or re.search(RUN, text):
+            continue
+        path, _, test = RUN_BY_A_TEST[name, number].partition("::")
+        assert f"def {test}(" in (PROJECT / path).read_text(encoding="utf-8")
+
+
+def test_the_chapters_that_close_so_are_in_volume_one() -> None:
+    assert {PAGES[name].volume.partition(":")[0] for name in CLOSED} == {"Volume one"}
