@@ -12,7 +12,7 @@ from tools.markup import NAME
 from tools.problems import Problem
 from tools.tangle import Output
 
-FOLDERS = ("nanochat", "scripts")  # where the book writes, and nobody else does
+FOLDERS = ("nanochat", "scripts", "tasks")  # where the book writes, and nobody else does
 SUFFIXES = {
     "python": (".py",),
     "bash": (".sh",),
@@ -177,13 +177,13 @@ def wrong_target(path: str, language: str, root: Path) -> str | None:
     """What is wrong with a target, if anything."""
     parts = path.split("/")
     if path.startswith(("/", "~")) or ".." in parts or "\\" in path or ":" in path:
-        return "lies outside the project. Write a path below nanochat/ or scripts/."
+        return "lies outside the project. Write a path below nanochat/, scripts/ or tasks/."
     if not all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", part) for part in parts):
         return "is not a plain path. Use letters, digits, '_', '-', '.', and '/' between them."
     if parts[0] not in FOLDERS or len(parts) < 2:
         return (
-            "is not product code. The book writes only below nanochat/ and scripts/; tests and tools are "
-            "plain files."
+            "is not product code. The book writes only below nanochat/, scripts/ and tasks/; tests and tools "
+            "are plain files."
         )
     if not path.endswith(SUFFIXES[language]):
         return (

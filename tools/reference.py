@@ -59,7 +59,7 @@ class Sources:
         self.root = root
         self.trees: dict[str, ast.Module] = {}
         self.texts: dict[str, list[str]] = {}
-        for folder in ("nanochat", "scripts"):
+        for folder in ("nanochat", "scripts", "tasks"):
             for path in files_in(root / folder, "*.py"):
                 name = path.relative_to(root).with_suffix("").as_posix().replace("/", ".")
                 text = path.read_text(encoding="utf-8")
