@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat.common import UserError, peak_memory_bytes, pick_device, run_program, write_atomically
 from nanochat.flags import flag, parse_flags
+from nanochat.machine import Machine, this_machine
 from nanochat.models import choose_gpt, load_gpt
 from nanochat.system import load_average
 from nanochat.turns import (
@@ -55,33 +56,34 @@ class Side:
     key: str  # in the record's numbers
     name: str
     gpt: str
-    dtype: str = "float32"
+    dtype: str = "float32"  # or FAST
     compiled: bool = False
     settings: bool = True  # those that the training program makes for its process
     reuse: bool = True  # of freed memory, the one setting that costs some
     whole: bool = True  # with all seeds and steps; otherwise FEW_STEPS of the first, for speed and memory
 
 
+FAST = "fast"  # the format that training takes on this machine
 SIDES = (
     Side("reference", "reference, as it comes", "reference", settings=False),
-    Side("book", "book, as it trains", "book", "bfloat16", compiled=True),
+    Side("book", "book, as it trains", "book", FAST, compiled=True),
     Side("book-float32", "book, float32, eager", "book"),
     Side("book-compiled", "book, float32, compiled", "book", compiled=True, whole=False),
     Side(
         "book-returning",
         "book, freed memory given back",
         "book",
-        "bfloat16",
+        FAST,
         compiled=True,
         reuse=False,
         whole=False,
     ),
     Side("reference-settings", "reference, our settings", "reference", whole=False),
     Side(
-        "reference-bfloat16",
-        "reference, our settings, bfloat16, compiled",
+        "reference-compiled",
+        "reference, our settings and format, compiled",
         "reference",
-        "bfloat16",
+        FAST,
         compiled=True,
         whole=False,
     ),
@@ -137,20 +139,24 @@ class CompareConfig:
         )
         return model_shape(plan, QUICK_VOCAB_SIZE if self.quick else self.vocab_size), batch
 
-    def taking_part(self) -> list[Side]:
-        """Who takes part, the reference always."""
-        chosen = [replace(side, gpt=self.gpt) if side.gpt == "book" else side for side in SIDES]
+    def taking_part(self, machine: Machine) -> list[Side]:
+        """Who takes part on this machine, the reference always, and nobody twice under two names."""
+        fast = "bfloat16" if machine.bfloat16 else "float32"
+        named = [replace(side, dtype=fast) if side.dtype == FAST else side for side in SIDES]
+        chosen = [replace(side, gpt=self.gpt) if side.gpt == "book" else side for side in named]
+        if fast == "float32":  # then this is what trains
+            chosen = [side for side in chosen if side.key != "book-compiled"]
         if self.quick:
             return [replace(side, compiled=False) for side in chosen if side.whole]
         wanted = ["reference", *self.sides.split(",")] if self.sides else [side.key for side in SIDES]
         return [side for side in chosen if side.key in wanted]
 
-    def target(self, device_type: str) -> Path | None:
+    def target(self, machine: Machine) -> Path | None:
         """Where the record goes, if anywhere."""
         if self.out:
             return Path(self.out)
         whole = self.gpt == "book" and not (self.quick or self.sides)
-        return Path("results") / f"compare-{device_type}.json" if whole else None
+        return Path("results") / f"compare-{machine.kind}.json" if whole else None
 
 
 @dataclass(frozen=True)
@@ -351,10 +357,11 @@ def as_tensors(tokens: Any, device: torch.device) -> tuple[torch.Tensor, torch.T
     return rows[:, :-1], rows[:, 1:].contiguous()
 
 
-def compare(config: CompareConfig, device_type: str) -> dict[str, Any]:
+def compare(config: CompareConfig, machine: Machine) -> dict[str, Any]:
     """The whole record of a comparison. What has been measured is kept after every seed."""
     began, load_before = time.time(), load_average()
-    shape, batch_size = config.sizes(device_type)
+    shape, batch_size = config.sizes(machine.type)
+    sides = config.taking_part(machine)
     texts = prepare_texts(config, shape, batch_size)
     core = config.core_items > 0 and not config.quick and core_is_there()
     plan = Plan(shape, texts.tokenizer)
@@ -363,20 +370,20 @@ def compare(config: CompareConfig, device_type: str) -> dict[str, Any]:
         "date": datetime.datetime.fromtimestamp(began, datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "scripts.compare", *as_flags(config)]),
         "config": asdict(config),
-        "machine": describe_machine(device_type),
+        "machine": describe_machine(machine.type),
         "transformers": importlib.metadata.version("transformers"),
         "load_average": load_before,
         "shape": shape,
         "batch_size": batch_size,
         "text": texts.about,
         "tables": measure_tables(shape),
-        "sides": [{**asdict(side), "failed": "", "facts": {}, "runs": []} for side in config.taking_part()],
+        "sides": [{**asdict(side), "failed": "", "facts": {}, "runs": []} for side in sides],
     }
     children: list[Child] = []
     try:
-        for side in config.taking_part():
+        for side in sides:
             say(f"preparing {side.name}")
-            children.append(Child(functools.partial(prepare_side, side, plan), device_type))
+            children.append(Child(functools.partial(prepare_side, side, plan), machine.type))
         for seed, batches in texts.training.items():
             acting = [
                 (child, entry)
@@ -396,7 +403,7 @@ def compare(config: CompareConfig, device_type: str) -> dict[str, Any]:
                 entry["runs"].append(gather(seed, child.turns))
                 child.turns.clear()
             record["seconds"] = round(time.time() - began, 1)
-            keep(record, config, device_type)
+            keep(record, config.target(machine))
     finally:
         for child in children:
             child.stop()
@@ -449,9 +456,9 @@ def core_is_there() -> bool:
         return False
 
 
-def keep(record: dict[str, Any], config: CompareConfig, device_type: str) -> None:
+def keep(record: dict[str, Any], target: Path | None) -> None:
     """Write what there is so far beside the record that it may become."""
-    if target := config.target(device_type):
+    if target:
         write_atomically(target.with_suffix(".partial.json"), json.dumps(record, indent=1) + "\n")
 
 
@@ -630,10 +637,11 @@ def main() -> None:
         raise UserError("the reference is in transformers: .venv/bin/python -m pip install 'transformers>=5'")
     choose_gpt(config.gpt)
     device_type = "cuda" if pick_device(config.device_type).type == "cuda" else "cpu"
+    machine = this_machine(pick_device(device_type))
     with temporary_base() if config.quick else contextlib.nullcontext():
-        record = compare(config, device_type)
+        record = compare(config, machine)
     print("\n\n".join(tables(record).values()))
-    if target := config.target(device_type):
+    if target := config.target(machine):
         write_atomically(target, json.dumps(record, indent=1) + "\n")
         target.with_suffix(".partial.json").unlink(missing_ok=True)
         say(f"recorded in {target}")

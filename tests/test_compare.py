@@ -7,6 +7,7 @@ import json
 import mmap
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from nanochat.common import UserError
 from nanochat.loss import SMALLEST_TILE
+from nanochat.machine import this_machine
 from nanochat.turns import held_memory_bytes
 from scripts import compare
 from tests.bounds import sum_error
@@ -168,14 +170,23 @@ def test_sizes_and_targets():
     assert (shape["n_layer"], shape["n_embd"], shape["n_head"], shape["sequence_len"]) == (4, 256, 2, 512)
     assert (shape["vocab_size"], batch_size) == (65536, 1)
     assert config.sizes("cuda")[0]["n_layer"] == 12
-    assert config.target("cuda") == Path("results/compare-cuda.json")
-    assert compare.CompareConfig(quick=True).target("cpu") is None
+    machine = this_machine(torch.device("cpu"))
+    gpu, emulating = replace(machine, type="cuda", bfloat16=True), replace(machine, bfloat16=False)
+    multiplying = replace(machine, bfloat16=True)
+    assert config.target(replace(gpu, played="")) == Path("results/compare-cuda.json")
+    assert compare.CompareConfig(quick=True).target(machine) is None
     mine = compare.CompareConfig(gpt="mine")
-    assert {side.gpt for side in mine.taking_part()} == {"mine", "reference"}
-    assert mine.target("cpu") is None  # the record is the book's
+    assert {side.gpt for side in mine.taking_part(machine)} == {"mine", "reference"}
+    assert mine.target(machine) is None  # the record is the book's
     some = compare.CompareConfig(sides="book")
-    assert [side.key for side in some.taking_part()] == ["reference", "book"]
-    assert some.target("cpu") is None
+    assert [side.key for side in some.taking_part(machine)] == ["reference", "book"]
+    assert some.target(machine) is None
+    formats = {side.key: side.dtype for side in config.taking_part(multiplying)}
+    assert formats["book"] == formats["reference-compiled"] == "bfloat16"
+    assert formats["book-compiled"] == formats["reference"] == "float32"
+    slow = config.taking_part(emulating)  # it would emulate bfloat16, which nobody trains in
+    assert {side.dtype for side in slow} == {"float32"}
+    assert "book-compiled" not in {side.key for side in slow}  # which is the book as it trains there
 
 
 @pytest.mark.parametrize(

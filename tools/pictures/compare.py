@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from tools.pictures.style import SMALL, Palette, picture
 
-RECORD = Path(__file__).resolve().parents[2] / "results" / "compare-cpu.json"
+RECORD = Path(__file__).resolve().parents[2] / "results" / "compare-cpu-bfloat16.json"
 
 
 def losses(record: dict[str, Any], key: str) -> list[list[float]]:
