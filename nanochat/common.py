@@ -5,6 +5,7 @@ Importing this module does not import torch; the functions that need it do.
 
 from __future__ import annotations
 
+import difflib
 import os
 import platform
 import sys
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 
 class UserError(Exception):
     """A situation the person at the keyboard can mend; its text is one line that says how."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """For an error about a name: "; did you mean X?", X being the most similar of `names`; or nothing."""
+    spelled = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(name.lower(), spelled, n=1)
+    return f"; did you mean {spelled[near[0]]}?" if near else ""
 
 
 def run_program(main: Callable[[], object]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import gzip
 import io
 import json
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from nanochat.common import UserError, base_dir, one_at_a_time, print0
+from nanochat.common import UserError, base_dir, nearest, one_at_a_time, print0
 from nanochat.download import Broken, check_sha256, fetch, file_sha256, open_session
 
 Place: TypeAlias = Path | zipfile.Path  # a folder, or a folder inside of a zip file
@@ -107,10 +106,8 @@ def refuse_unknown(names: Sequence[str], known: Sequence[str], source: str) -> N
     """Raise UserError if a name is not among the tasks of a source."""
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
             what = "is a task of CORE that is not in" if name in CORE_TASKS else "is no task of"
-            raise UserError(f"--tasks: {name} {what} {source}{hint} (there are {', '.join(known)})")
+            raise UserError(f"--tasks: {name} {what} {source}{nearest(name, known)} (there are {', '.join(known)})")
 
 
 def shuffled(items: Iterable[Item]) -> tuple[Item, ...]:

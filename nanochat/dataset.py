@@ -514,10 +514,10 @@ def _fetch_shards(shards: int, workers: int, base_url: str) -> Corpus:
 class DatasetConfig:
     """The flags of `python -m nanochat.dataset`."""
 
-    shards: int | None = flag(None, f"FineWeb-Edu: training shards, 1 to {FINEWEB_SHARDS - 1}", short="-n")
-    workers: int = flag(4, "FineWeb-Edu: downloads at the same time", short="-w")
+    shards: int | None = flag(None, f"FineWeb-Edu: training shards, 1 to {FINEWEB_SHARDS - 1}", alias="-n")
+    workers: int = flag(4, "FineWeb-Edu: downloads at the same time", alias="-w")
     base_url: str = flag(FINEWEB_URL, "FineWeb-Edu: where the shards are, for a mirror")
-    source: str = flag("", "a folder of your own .txt and .md files", name="from")
+    source: str = flag("", "a folder of your own .txt and .md files", name="--from")
     name: str = flag("", "what to call the corpus made --from a folder")
 
     def __post_init__(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import codecs
 import contextlib
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from nanochat.common import UserError
+from nanochat.common import UserError, nearest
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILT_IN = {"book": "normans_gpt", "reference": "gpt"}  # name: module in nanochat/
@@ -52,8 +51,7 @@ def choose_gpt(name: str) -> Choice:
         path = Path(name).expanduser()
     else:
         names = (*BUILT_IN, "mine")
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = nearest(name, names)
         raise UserError(f"--gpt={name} is none of {', '.join(names)}, and no path of a .py file{hint}")
     if not path.is_file():
         advice = "make learn puts a skeleton there" if name == "mine" else "give the path of a file"

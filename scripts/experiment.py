@@ -2,49 +2,52 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from nanochat.common import UserError, base_dir, pick_device, run_program, write_atomically
 from nanochat.evidence import report as reports
 from nanochat.evidence.experiments import BOOK, BPB, EXPERIMENTS, Experiment, Finding, experiment, slug
 from nanochat.evidence.records import read_record, record_path, state_of, why_stale
 from nanochat.evidence.settings import Setting, varied
+from nanochat.flags import flag, parse_flags
 from nanochat.machine import own_cores
 from nanochat.provenance import ROOT, read_book
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+def variations(kind: Any, tokens: Sequence[Any]) -> tuple[tuple[str, ...], ...]:
+    """What follows each --vary, as cyclopts numbers it: from 0 again behind every one."""
+    groups: list[list[str]] = []
+    for token in tokens:
+        if token.index == 0:
+            groups.append([])
+        groups[-1].append(token.value)
+    return tuple(tuple(group) for group in groups)
 
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse for every mistake it finds."""
-        raise UserError(f"{message} (--help lists all flags)")
 
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """The flags of scripts.experiment."""
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """The command line. Raises UserError."""
-    parser = Parser("python -m scripts.experiment", allow_abbrev=False, description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="experiments to run (--status lists them)")
-    parser.add_argument("--all", action="store_true", help="every experiment that is missing or stale")
-    parser.add_argument("--status", action="store_true", help="say of each whether its record is fresh")
-    parser.add_argument("--show", action="store_true", help="print the recorded reports, run nothing")
-    parser.add_argument("--verify", action="store_true", help="run again and compare with the record")
-    parser.add_argument("--other_seeds", action="store_true", help="with --verify: not the record's seeds")
-    parser.add_argument("--seeds", type=int, default=0, help="how many (without: as the experiment says)")
-    parser.add_argument("--workers", type=int, default=0, help="trials at a time (without: 2 on a CPU)")
-    parser.add_argument("--device_type", default="", choices=("", "cuda", "cpu"), help="cuda or cpu")
-    parser.add_argument(
-        "--vary", nargs="+", action="append", default=[], metavar="FIELD=VALUE", help="your own variation"
+    names: tuple[str, ...] = flag((), "experiments to run (--status lists them)", positional=True)
+    all: bool = flag(False, "every experiment that is missing or stale")
+    status: bool = flag(False, "say of each whether its record is fresh")
+    show: bool = flag(False, "print the recorded reports, run nothing")
+    verify: bool = flag(False, "run again and compare with the record")
+    other_seeds: bool = flag(False, "with --verify: not the record's seeds")
+    seeds: int = flag(0, "how many (without: as the experiment says)")
+    workers: int = flag(0, "trials at a time (without: 2 on a CPU)")
+    device_type: str = flag("", "cuda or cpu", choices=("", "cuda", "cpu"))
+    vary: tuple[tuple[str, ...], ...] = flag(
+        (), "your own variation: FIELD=VALUE …", converter=variations, consume_multiple=True
     )
-    parser.add_argument("--base", nargs="+", default=[], metavar="FIELD=VALUE", help="for all variations")
-    parser.add_argument("--out", default="", help="where the report of --vary goes")
-    return parser.parse_args(arguments)
+    base: tuple[str, ...] = flag((), "FIELD=VALUE … for all variations", consume_multiple=True)
+    out: str = flag("", "where the report of --vary goes")
 
 
 def status() -> None:
@@ -120,7 +123,7 @@ def verify(one: Experiment, device: str, workers: int, other_seeds: bool = False
     return good
 
 
-def own_question(variations: list[list[str]], base: list[str], seeds: int) -> Experiment:
+def own_question(variations: Sequence[Sequence[str]], base: Sequence[str], seeds: int) -> Experiment:
     """The experiment that a reader's flags describe. Raises UserError for a wrong field or value."""
     usual = varied(Setting(), base)
     common = changes(Setting(), usual)
@@ -149,7 +152,7 @@ def changes(before: Setting, after: Setting) -> dict[str, Any]:
     return {name: value for name, value in asdict(after).items() if value != old[name]}
 
 
-def answer_own_question(options: argparse.Namespace, device: str, workers: int) -> None:
+def answer_own_question(options: ExperimentConfig, device: str, workers: int) -> None:
     """Run a reader's own variations against the book's, print the report and write it to a file."""
     one = own_question(options.vary, options.base, options.seeds)
     words = [f"--vary {' '.join(change)}" for change in options.vary]
@@ -165,7 +168,8 @@ def answer_own_question(options: argparse.Namespace, device: str, workers: int) 
 
 def main() -> int:
     """Do what the command line asks; 1 if a verification fails."""
-    options = parse(sys.argv[1:])
+    about = "Run the book's experiments, or your own."
+    options = parse_flags(ExperimentConfig, sys.argv[1:], "python -m scripts.experiment", about)
     chosen = [experiment(name) for name in options.names]
     if options.status:
         status()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import difflib
 import errno
@@ -14,11 +13,12 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
-from nanochat.common import UserError, run_program, write_atomically
+from nanochat.common import UserError, nearest, run_program, write_atomically
+from nanochat.flags import REQUIRED, flag, parse_command
 from nanochat.learning.court import Judge
 from nanochat.learning.gaps import Frame, explain_gap
 from nanochat.learning.hybrid import BOOK_PATH, Source, Unjudgeable, read_source
@@ -26,6 +26,9 @@ from nanochat.learning.progress import SKELETON, Milestone, Verdict, Workshop
 from nanochat.learning.report import PROMPT, Rehearsal, Report
 from nanochat.learning.steps import PHASES, STEPS, Step, section_of
 from nanochat.models import ROOT, shown, workshop_folder
+
+
+WHICH_STEP = "a name such as GPT.forward or forward, a number, or phase1"
 
 
 def select(text: str) -> list[Step]:
@@ -42,11 +45,8 @@ def select(text: str) -> list[Step]:
     if found:
         return found
     words = [word for step in STEPS for word in (step.id, *re.findall("[A-Z]?[a-z]+|[A-Z]+", step.id))]
-    lower = {word.lower(): word for word in words}
-    near = difflib.get_close_matches(wanted, lower, n=1)
-    hint = f"; did you mean {lower[near[0]]}?" if near else ""
     raise UserError(
-        f"there is no step {text!r}{hint} (a step is a name such as GPT.forward or forward, a number from "
+        f"there is no step {text!r}{nearest(text, words)} (a step is a name such as GPT.forward or forward, a number from "
         f"1 to {len(STEPS)}, or phase1 to phase{len(PHASES)})"
     )
 
@@ -213,13 +213,22 @@ class Session:
             print(f"warning: {self.shop.notes.pop(0)}", file=sys.stderr)
 
 
-def run(session: Session, args: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Run:
+    """Rehearse the training up to the first gap, and judge what has changed."""
+
+    no_trace: bool = flag(False, "do not print every call of the model")
+    then_train: bool = flag(False, "status 0 wherever the training runs to its end")
+    any_answer: bool = flag(False, "status 0 whatever the answer is")
+
+
+def run(session: Session, args: Run) -> int:
     """Rehearse the training and explain where it stops; judge what has changed. 0: all is well."""
     code = rehearse_and_judge(session, args)
     return 0 if args.any_answer else code
 
 
-def rehearse_and_judge(session: Session, args: argparse.Namespace) -> int:
+def rehearse_and_judge(session: Session, args: Run) -> int:
     """What `run` does; 1 where something is missing or wrong."""
     if session.shop.create():
         print(f"{shown(session.shop.file)} is yours now: the model's skeleton. It is never overwritten.")
@@ -255,7 +264,16 @@ def as_in(skeleton: Source, learner: Source, step: Step) -> bool:
     return here is not None and there is not None and ast.dump(here) == ast.dump(there)
 
 
-def check(session: Session, args: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Check:
+    """Judge the steps that are named, or all of them."""
+
+    step: str = flag("", WHICH_STEP, positional=True)
+    file: str = flag("", "another file than yours; nothing is remembered")
+    json: bool = flag(False, "for programs")
+
+
+def check(session: Session, args: Check) -> int:
     """Judge the steps that are named, or all of them. 0: every one passes."""
     steps = select(args.step) if args.step else list(STEPS)
     file = Path(args.file) if args.file else session.shop.file
@@ -280,7 +298,14 @@ def check(session: Session, args: argparse.Namespace) -> int:
     return 0 if counts["passed"] == len(steps) else 1
 
 
-def status(session: Session, args: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Status:
+    """Compute and show phases, steps and milestones."""
+
+    json: bool = flag(False, "for programs")
+
+
+def status(session: Session, args: Status) -> int:
     """Compute and show phases, steps and milestones."""
     require_file(session)
     session.catch_up()
@@ -314,7 +339,15 @@ def readable_standing(session: Session) -> dict[str, Verdict | None]:
 TIERS = ("question", "pointer", "plan in words")
 
 
-def hint(session: Session, args: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Hint:
+    """Show the next tier of a step's hints."""
+
+    step: str = flag(REQUIRED, WHICH_STEP, positional=True)
+    tier: int | None = flag(None, "1 question, 2 pointer, 3 plan")
+
+
+def hint(session: Session, args: Hint) -> int:
     """Show the next tier of a step's hints, or the one that is asked for if those before it were shown."""
     step = select_one(args.step)
     shown_before = session.shop.recall()["hints"].get(step.id, 0)
@@ -337,7 +370,14 @@ def hint(session: Session, args: argparse.Namespace) -> int:
     return 0
 
 
-def solution(session: Session, args: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Solution:
+    """Show the book's version of a step that passes."""
+
+    step: str = flag(REQUIRED, WHICH_STEP, positional=True)
+
+
+def solution(session: Session, args: Solution) -> int:
     """Show the book's version of a step that passes."""
     step = select_one(args.step)
     require_passed(session, step, "The book's version is shown")
@@ -373,7 +413,14 @@ def lines_of(source: Source, step: Step) -> list[str]:
     return source.text.split("\n")[first - 1 : last]
 
 
-def diff(session: Session, args: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Diff:
+    """Compare your functions with the skeleton's, or with the book's where they pass."""
+
+    step: str = flag("", WHICH_STEP, positional=True)
+
+
+def diff(session: Session, args: Diff) -> int:
     """Compare the learner's functions with the skeleton's, or with the book's where they pass."""
     require_file(session)
     readable_standing(session)
@@ -397,7 +444,15 @@ def diff(session: Session, args: argparse.Namespace) -> int:
     return 0
 
 
-def reset(session: Session, args: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Reset:
+    """Put the skeleton back for some steps, or altogether, after keeping a dated copy of the file."""
+
+    step: str = flag("", WHICH_STEP, positional=True)
+    all: bool = flag(False, "the whole file")
+
+
+def reset(session: Session, args: Reset) -> int:
     """Put the skeleton back for some steps, or altogether, after keeping a dated copy of the file."""
     if bool(args.step) == args.all:
         raise UserError("reset needs a STEP, or --all for the whole file")
@@ -432,7 +487,14 @@ def exchange(learner: Source, skeleton: Source, step: Step) -> str:
     return "\n".join([*lines[: first - 1], *lines_of(skeleton, step), *lines[last:]])
 
 
-def watch(session: Session, args: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Watch:
+    """Check what has changed whenever your file is saved, until Ctrl-C."""
+
+    interval: float = flag(0.3, "seconds between looks")
+
+
+def watch(session: Session, args: Watch) -> int:
     """Check what has changed whenever the learner's file is saved, until Ctrl-C."""
     require_file(session)
     print(f"watching {shown(session.shop.file)}; Ctrl-C ends it", flush=True)
@@ -473,69 +535,30 @@ def look_again(session: Session) -> None:
     )
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Called for every mistake that is found."""
-        if unknown := re.match(r"argument COMMAND: invalid choice: '(.*?)'", message):
-            near = difflib.get_close_matches(unknown[1], COMMANDS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            message = f"there is no command {unknown[1]!r}{hint} (there are {', '.join(COMMANDS)})"
-        raise UserError(f"{message.removeprefix('argument ')} (--help tells more)")
-
-
-COMMANDS: dict[str, Callable[[Session, argparse.Namespace], int]] = {
-    "run": run,
-    "check": check,
-    "status": status,
-    "hint": hint,
-    "solution": solution,
-    "diff": diff,
-    "reset": reset,
-    "watch": watch,
+COMMANDS: dict[str, tuple[type, Callable[[Session, Any], int]]] = {
+    "run": (Run, run),
+    "check": (Check, check),
+    "status": (Status, status),
+    "hint": (Hint, hint),
+    "solution": (Solution, solution),
+    "diff": (Diff, diff),
+    "reset": (Reset, reset),
+    "watch": (Watch, watch),
 }
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Read the command line. Raises UserError for a wrong one."""
-    parser = Parser(prog="python -m scripts.learn", description="Rewrite the GPT.", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    made = {
-        name: commands.add_parser(name, help=first_line(function), allow_abbrev=False)
-        for name, function in COMMANDS.items()
-    }
-    one = "a name such as GPT.forward or forward, a number, or phase1"
-    for name in ("check", "diff", "reset"):
-        made[name].add_argument("step", nargs="?", metavar="STEP", help=one)
-    for name in ("hint", "solution"):
-        made[name].add_argument("step", metavar="STEP", help=one)
-    made["run"].add_argument("--no-trace", action="store_true", help="do not print every call of the model")
-    made["run"].add_argument(
-        "--then-train", action="store_true", help="status 0 wherever the training runs to its end"
-    )
-    made["run"].add_argument("--any-answer", action="store_true", help="status 0 whatever the answer is")
-    made["check"].add_argument("--file", metavar="F", help="another file than yours; nothing is remembered")
-    for name in ("check", "status"):
-        made[name].add_argument("--json", action="store_true", help="for programs")
-    made["hint"].add_argument("--tier", type=int, metavar="N", help="1 question, 2 pointer, 3 plan")
-    made["reset"].add_argument("--all", action="store_true", help="the whole file")
-    made["watch"].add_argument(
-        "--interval", type=float, default=0.3, metavar="S", help="seconds between looks"
-    )
-    return parser.parse_args(argv or ["run"])
-
-
-def first_line(function: Callable[..., object]) -> str:
-    """A command's description."""
-    return (function.__doc__ or "").split("\n")[0]
+def parse(argv: Sequence[str]) -> Any:
+    """The dataclass of the command that was given, `run` where none was; a wrong command line ends the program."""
+    kinds = {name: kind for name, (kind, _) in COMMANDS.items()}
+    return parse_command(kinds, argv or ["run"], "python -m scripts.learn", "Rewrite the GPT.")
 
 
 def execute(argv: Sequence[str], session: Session) -> int:
     """One command; returns its exit status: 0 well, 1 something is missing or wrong. Raises UserError."""
     args = parse(argv)
+    obey = next(function for kind, function in COMMANDS.values() if kind is type(args))
     try:
-        return COMMANDS[args.command](session, args)
+        return obey(session, args)
     except (OSError, UserError) as error:
         if text := refused_by_system(error, session.shop.folder):
             raise UserError(text) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import math
@@ -122,7 +121,6 @@ def test_a_command_can_be_given(command: Command, monkeypatch: pytest.MonkeyPatc
 def check_flags(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the program read its flags, and stop it there."""
     found = importlib.import_module(module)
-    parse = argparse.ArgumentParser.parse_args
 
     class Enough(Exception):
         pass
@@ -135,9 +133,9 @@ def check_flags(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPat
         return read
 
     monkeypatch.setattr(sys, "argv", ["program", *arguments])
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop_behind(parse))
-    if hasattr(found, "parse_flags"):
-        monkeypatch.setattr(found, "parse_flags", stop_behind(flags.parse_flags))
+    for reader in ("parse_flags", "parse_command"):
+        if hasattr(found, reader):
+            monkeypatch.setattr(found, reader, stop_behind(getattr(flags, reader)))
     with pytest.raises((Enough, SystemExit)) as end:
         found.main()
     assert not isinstance(end.value, SystemExit) or end.value.code == 0, "the program refuses these flags"

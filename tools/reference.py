@@ -1,16 +1,12 @@
 """Reference pages made from the code: every program with its flags, every module with its functions.
 
 They are read from the source and never written down a second time, so nothing in them can be out of date.
-The source is parsed, not imported: the book's environment has no PyTorch. Only the programs that make their
-parser themselves, which need nothing for that, are asked.
+The source is parsed, not imported: the book's environment has no PyTorch, and none of the libraries that the
+programs read their flags with.
 """
 
 import ast
-import contextlib
 import html
-import importlib
-import io
-import os
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 from nanochat import provenance
 from tools.pages import files_in
@@ -33,7 +28,9 @@ FIRST = (
     "scripts.sample",
 )
 REQUIRED = "*required*"
-KINDS = {"int": "INT", "float": "NUMBER", "str": "TEXT", "bool": "true or false"}
+KINDS = {"int": "INT", "float": "NUMBER", "str": "TEXT", "bool": "true or false", "tuple[str, ...]": "TEXT …"}
+KINDS["tuple[tuple[str, ...], ...]"] = KINDS["tuple[str, ...]"]
+SHOWN = ("name", "alias", "group", "choices", "positional")  # of a flag's metadata
 MADE = "This page is made from the code whenever the book is built."
 
 
@@ -174,19 +171,26 @@ def programs_page(sources: Sources) -> str:
             r":\s+python -m.*", "", (ast.get_docstring(sources.trees[module]) or "").split("\n\n")[0]
         )
         out.append(escaped(about.rstrip(".") + "."))
-        place, flags = flags_of(sources, module, calls[module])
-        rows, group = ["| flag | value | default | meaning |", "|---|---|---|---|"], ""
-        for flag in flags:
-            if flag.group != group:
-                group = flag.group
-                rows.append(f"| | | | **{escaped(group)}** |")
-            names = ", ".join(f"`{name}`" for name in flag.names)
-            default = REQUIRED if flag.default == REQUIRED else code(flag.default)
-            rows.append(f"| {names} | {escaped(flag.kind)} | {default} | {escaped(flag.help)} |")
-        out += ["\n".join(rows), f"Written in {place}." if place else ""]
-    for module in sorted(parsers(sources)):
-        out += [f"## python -m {module}", *help_of(module)]
+        for command, config in calls[module].items():
+            if command:
+                about = ast.get_docstring(find_class(sources, module, config)[1]) or ""
+                out += [f"### {command}", escaped(about)]
+            place, flags = flags_of(sources, module, config)
+            out += [table_of(flags), f"Written in {place}." if place else ""]
     return "\n\n".join(part for part in out if part) + "\n"
+
+
+def table_of(flags: list[Flag]) -> str:
+    """Flags as a table; a group is a line of its own."""
+    rows, group = ["| flag | value | default | meaning |", "|---|---|---|---|"], ""
+    for flag in flags:
+        if flag.group != group:
+            group = flag.group
+            rows.append(f"| | | | **{escaped(group)}** |")
+        names = ", ".join(f"`{name}`" for name in flag.names)
+        default = REQUIRED if flag.default == REQUIRED else code(flag.default)
+        rows.append(f"| {names} | {escaped(flag.kind)} | {default} | {escaped(flag.help)} |")
+    return "\n".join(rows)
 
 
 def make_targets(root: Path) -> list[tuple[str, str]]:
@@ -195,13 +199,26 @@ def make_targets(root: Path) -> list[tuple[str, str]]:
     return re.findall(r"^([a-z-]+):.*?## (.+)$", text, re.MULTILINE)
 
 
-def programs(sources: Sources) -> Iterator[tuple[str, str]]:
-    """Each module that reads flags from a dataclass, with the name of that class."""
+def programs(sources: Sources) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each module that reads flags, with the names of their classes by command; "" for a program of one."""
     for module, tree in sources.trees.items():
         for node in ast.walk(tree):
             match node:
                 case ast.Call(ast.Name("parse_flags"), [ast.Name(config), *_]):
-                    yield module, config
+                    yield module, {"": config}
+                case ast.AnnAssign(ast.Name("COMMANDS"), _, ast.Dict(keys, values)):
+                    yield (
+                        module,
+                        dict(command_of(key, value) for key, value in zip(keys, values, strict=True)),
+                    )
+
+
+def command_of(key: ast.expr | None, value: ast.expr) -> tuple[str, str]:
+    """The name and the class of an entry of COMMANDS, which is `name: (class, function)`."""
+    match key, value:
+        case ast.Constant(str(name)), ast.Tuple([ast.Name(config), *_]):
+            return name, config
+    raise LookupError(f"{ast.unparse(value)} is no command, which is a class and a function")
 
 
 def find_class(sources: Sources, module: str, name: str) -> tuple[str, ast.ClassDef]:
@@ -240,8 +257,9 @@ def flags_by_field(sources: Sources, home: str, found: ast.ClassDef) -> dict[str
         group = metadata.get("group", group)
         kind, choices = kind_of(node.annotation, constants)
         choices = metadata.get("choices", choices)
-        names = [f"--{metadata.get('name', node.target.id)}"]
-        names = [metadata["short"], *names] if "short" in metadata else names
+        positional = metadata.get("positional", False)
+        names = [node.target.id.upper() if positional else metadata.get("name", f"--{node.target.id}")]
+        names = [metadata["alias"], *names] if "alias" in metadata else names
         flags[node.target.id] = Flag(
             tuple(names),
             ", ".join(str(choice) for choice in choices if choice != "") if choices else kind,
@@ -260,7 +278,7 @@ def field_of(value: ast.expr | None, constants: Constants) -> tuple[ast.expr | N
     if isinstance(value.func, ast.Name) and value.func.id == "field":
         metadata = constants.value(keywords["metadata"]) if "metadata" in keywords else {}
         return keywords.get("default"), dict(metadata)
-    about: dict[str, Any] = {name: constants.value(given) for name, given in keywords.items()}
+    about = {name: constants.value(given) for name, given in keywords.items() if name in SHOWN}
     return short(value), about | {"help": constants.value(value.args[1])}
 
 
@@ -280,27 +298,7 @@ def shown(node: ast.expr, constants: Constants) -> str:
         return ast.unparse(node)
     if isinstance(value, bool):
         return str(value).lower()
-    return "" if value in (None, "") else str(value)
-
-
-def parsers(sources: Sources) -> Iterator[str]:
-    """The programs that make their parser themselves, in a function of the name `parse`."""
-    for module, tree in sources.trees.items():
-        if module.startswith("scripts.") and any(
-            isinstance(node, ast.FunctionDef) and node.name == "parse" for node in tree.body
-        ):
-            yield module
-
-
-def help_of(module: str) -> Iterator[str]:
-    """What such a program prints for --help, and for that of each of its commands."""
-    program = importlib.import_module(module)
-    for words in ([], *([command] for command in getattr(program, "COMMANDS", ()))):
-        printed = io.StringIO()
-        narrow = patch.dict(os.environ, {"COLUMNS": "88"})
-        with narrow, contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-            program.parse([*words, "--help"])
-        yield f"```text\n{printed.getvalue().strip()}\n```"
+    return "" if value in (None, "", ()) else str(value)
 
 
 # ---- modules

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from nanochat.common import UserError
+from nanochat.common import UserError, nearest
 from nanochat.evidence.settings import Setting, enlarged
 
 BOOK = "the book's"
@@ -553,7 +552,5 @@ def experiment(name: str) -> Experiment:
     """The experiment of this name. Raises UserError, suggesting the nearest, if there is none."""
     names = [one.name for one in EXPERIMENTS]
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-        raise UserError(f"there is no experiment {name!r}; {hint}")
+        raise UserError(f"there is no experiment {name!r}{nearest(name, names)} (there are {', '.join(names)})")
     return EXPERIMENTS[names.index(name)]

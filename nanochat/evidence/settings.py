@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import typing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from nanochat.common import UserError
+from nanochat.common import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -89,9 +88,7 @@ def read_value(name: str, text: str) -> Any:
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         if text not in choices:
-            near = difflib.get_close_matches(text, choices, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"{name}={text}: it can be {', '.join(choices)}{hint}")
+            raise UserError(f"{name}={text}: it can be {', '.join(choices)}{nearest(text, choices)}")
         return text
     try:
         if kind is bool:
@@ -112,9 +109,7 @@ def varied(setting: Setting, changes: Sequence[str]) -> Setting:
         if not equals:
             raise UserError(f"{change!r} is no change; write a field and its value, such as activation=gelu")
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}"
-            raise UserError(f"there is no field {name}{hint}")
+            raise UserError(f"there is no field {name}{nearest(name, names)} (there are {', '.join(names)})")
         values[name] = read_value(name, text.strip())
     return refuse_impossible(replace(setting, **values))
 

@@ -31,15 +31,18 @@ def test_the_programs_are_those_that_there_are() -> None:
         "scripts.quickstart",
     } <= PROGRAMS.keys()
     headings = set(re.findall(r"^## python -m (\S+)$", MADE["reference/programs.md"], re.M))
-    assert headings == {*PROGRAMS, "scripts.learn", "scripts.experiment"}
+    assert headings == {"scripts.learn", "scripts.experiment", *PROGRAMS}
     assert "--verify" in section("scripts.experiment")
-    assert "--then-train" in section("scripts.learn")
+    assert "### check\n" in section("scripts.learn")
+    assert "--then_train" in section("scripts.learn")
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_flags_and_defaults_are_those_that_help_prints(program: str) -> None:
+@pytest.mark.parametrize(
+    ("program", "command"), [(program, command) for program in PROGRAMS for command in PROGRAMS[program]]
+)
+def test_flags_and_defaults_are_those_that_help_prints(program: str, command: str) -> None:
     done = subprocess.run(
-        [TRAINING, "-m", program, "--help"],
+        [TRAINING, "-m", program, *filter(None, [command]), "--help"],
         cwd=PROJECT,
         capture_output=True,
         text=True,
@@ -47,16 +50,17 @@ def test_flags_and_defaults_are_those_that_help_prints(program: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     spoken = {}
-    for entry in re.split(r"\n  (?=-)", done.stdout.split("options:")[1]):
-        if name := re.search(r"--\w+", entry):
-            default = re.search(r"\(default: (.*)\)$", entry, re.M)
-            spoken[name[0]] = default[1] if default else ""
+    for entry in re.findall(r"^  (.*)$", done.stdout, re.M):
+        name = re.match(r"-?-?\w+(?=:)|-?-\w+", entry)
+        default = re.search(r"\[default: (.*)\]$", entry)
+        assert name, entry
+        spoken[name[0]] = default[1].replace('""', "").replace("()", "") if default else ""
     spoken.pop("--help", None)
-    _, flags = flags_of(Sources(PROJECT), program, PROGRAMS[program])
-    assert [flag.names[-1] for flag in flags] == list(spoken)
+    _, flags = flags_of(Sources(PROJECT), program, PROGRAMS[program][command])
+    assert [max(flag.names, key=len) for flag in flags] == list(spoken)
     for flag in flags:
         if flag.default != "*required*":
-            assert flag.default.lower() == spoken[flag.names[-1]].lower()
+            assert flag.default.lower() == spoken[max(flag.names, key=len)].lower()
         assert flag.help, f"{flag.names} does not say what it is"
         assert escaped(flag.help) in section(program)
         assert f"`{flag.names[-1]}`" in section(program)

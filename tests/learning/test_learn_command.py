@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import json
 import os
@@ -122,9 +121,9 @@ def test_one_step_is_wanted_where_one_is_needed() -> None:
     [
         (["chek"], "no command 'chek'; did you mean check"),
         (["hint"], "STEP"),
-        (["check", "norm", "MLP"], "unrecognized arguments: MLP"),
-        (["check", "--js"], "unrecognized arguments: --js"),
-        (["hint", "norm", "--tier=x"], "invalid int value"),
+        (["check", "norm", "MLP"], "'MLP' is no flag"),
+        (["check", "--js"], "there is no flag --js"),
+        (["hint", "norm", "--tier=x"], "--tier: wants a whole number, not 'x'"),
         (["reset"], "needs a STEP, or --all"),
         (["reset", "norm", "--all"], "needs a STEP, or --all"),
         (["hint", "norm", "--tier=4"], "there are 3"),
@@ -133,10 +132,14 @@ def test_one_step_is_wanted_where_one_is_needed() -> None:
         (["check", "--file=lit"], "lit is no file; --file wants a Python file"),
     ],
 )
-def test_a_wrong_command_line_is_one_line(session: Session, argv: list[str], words: str) -> None:
-    with pytest.raises(UserError, match=re.escape(words)) as caught:
+def test_a_wrong_command_line_is_one_line(
+    session: Session, argv: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises((UserError, SystemExit)) as caught:
         execute(argv, session)
-    assert "\n" not in str(caught.value)
+    said = capsys.readouterr().err.strip() if isinstance(caught.value, SystemExit) else str(caught.value)
+    assert words in said
+    assert "\n" not in said
 
 
 @pytest.mark.parametrize("command", ["status", "check", "solution norm", "diff", "reset norm", "watch"])
@@ -452,7 +455,7 @@ def test_watch_checks_what_a_save_changed(
 
     monkeypatch.setattr(time, "sleep", next_save)
     with pytest.raises(KeyboardInterrupt):
-        learn.watch(session, argparse.Namespace(interval=0))
+        learn.watch(session, learn.Watch(interval=0))
     start, norm, nothing, mlp_said, remark, broken, gone = said
     assert "passed  GPTConfig" in start
     assert "passed  norm" in norm
