@@ -107,7 +107,8 @@ def refuse_unknown(names: Sequence[str], known: Sequence[str], source: str) -> N
     for name in names:
         if name not in known:
             what = "is a task of CORE that is not in" if name in CORE_TASKS else "is no task of"
-            raise UserError(f"--tasks: {name} {what} {source}{nearest(name, known)} (there are {', '.join(known)})")
+            hint = nearest(name, known)
+            raise UserError(f"--tasks: {name} {what} {source}{hint} (there are {', '.join(known)})")
 
 
 def shuffled(items: Iterable[Item]) -> tuple[Item, ...]:

@@ -105,7 +105,8 @@ def parse_command(commands: Mapping[str, type], argv: Sequence[str], prog: str, 
 def _parsed(commands: Mapping[str, type], argv: Sequence[str], prog: str, about: str) -> Any:
     from cyclopts import App, CycloptsError
 
-    app = App(name=prog, help=about, help_formatter="plain", version_flags=())
+    unused: Any = sys.stderr  # cyclopts would import rich for a console to print mistakes on, which we do
+    app = App(name=prog, help=about, help_formatter="plain", version_flags=(), error_console=unused)
     for order, (name, config) in enumerate(commands.items()):
         if name:
             app.command(_maker(config), name=name, help=config.__doc__, sort_key=order)

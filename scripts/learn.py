@@ -28,9 +28,6 @@ from nanochat.learning.steps import PHASES, STEPS, Step, section_of
 from nanochat.models import ROOT, shown, workshop_folder
 
 
-WHICH_STEP = "a name such as GPT.forward or forward, a number, or phase1"
-
-
 def select(text: str) -> list[Step]:
     """The steps that a word means: an id, its last part, a class, a number or a phase. Raises UserError."""
     wanted = text.strip().lower().removesuffix("()")
@@ -46,9 +43,12 @@ def select(text: str) -> list[Step]:
         return found
     words = [word for step in STEPS for word in (step.id, *re.findall("[A-Z]?[a-z]+|[A-Z]+", step.id))]
     raise UserError(
-        f"there is no step {text!r}{nearest(text, words)} (a step is a name such as GPT.forward or forward, a number from "
-        f"1 to {len(STEPS)}, or phase1 to phase{len(PHASES)})"
+        f"there is no step {text!r}{nearest(text, words)} (a step is a name such as GPT.forward or forward, "
+        f"a number from 1 to {len(STEPS)}, or phase1 to phase{len(PHASES)})"
     )
+
+
+WHICH_STEP = "a name such as GPT.forward or forward, a number, or phase1"
 
 
 def select_one(text: str) -> Step:
@@ -548,7 +548,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Session, Any], int]]] = {
 
 
 def parse(argv: Sequence[str]) -> Any:
-    """The dataclass of the command that was given, `run` where none was; a wrong command line ends the program."""
+    """The flags of the command that was given, or of `run`; a wrong command line ends the program."""
     kinds = {name: kind for name, (kind, _) in COMMANDS.items()}
     return parse_command(kinds, argv or ["run"], "python -m scripts.learn", "Rewrite the GPT.")
 

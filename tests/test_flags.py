@@ -86,7 +86,10 @@ def test_flags_become_fields(argv: list[str], expected: Example) -> None:
         (["--matrix_lr=nan"], "Invalid value for --matrix_lr: wants a number, not 'nan' ("),
         (["--matrix_lr=inf"], "Invalid value for --matrix_lr: wants a number, not 'inf' ("),
         (["--resume=maybe"], 'Invalid value for --resume: unable to convert "maybe" into bool ('),
-        (["--dtype=float16"], 'Invalid value "float16" for --dtype. Choose from: "auto", "float32". Did you mean "float32"? ('),
+        (
+            ["--dtype=float16"],
+            'Invalid value "float16" for --dtype. Choose from: "auto", "float32". Did you mean',
+        ),
         (["--device_type=gpu"], 'Invalid value "gpu" for --device_type. Choose from: '),
         (["--depth=0"], "--depth is 0; at least 1 layer is needed"),
     ],

@@ -552,5 +552,6 @@ def experiment(name: str) -> Experiment:
     """The experiment of this name. Raises UserError, suggesting the nearest, if there is none."""
     names = [one.name for one in EXPERIMENTS]
     if name not in names:
-        raise UserError(f"there is no experiment {name!r}{nearest(name, names)} (there are {', '.join(names)})")
+        hint = nearest(name, names)
+        raise UserError(f"there is no experiment {name!r}{hint} (there are {', '.join(names)})")
     return EXPERIMENTS[names.index(name)]
