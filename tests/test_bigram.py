@@ -249,7 +249,7 @@ def test_another_kind_of_vector_instruction_prints_the_same(base: Path) -> None:
         [sys.executable, "-m", "scripts.bigram"], cwd=ROOT, env=environment, capture_output=True, text=True,
         check=True,
     )  # fmt: skip
-    ((command, printed),) = PRINTED.findall(CHAPTER.read_text(encoding="utf-8"))
+    (command, printed), *_ = PRINTED.findall(CHAPTER.read_text(encoding="utf-8"))
     assert command == "scripts.bigram"
     assert done.stdout == printed
 
