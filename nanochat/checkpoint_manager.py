@@ -8,20 +8,38 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from nanochat.common import UserError, base_dir, cannot_write, one_at_a_time, write_atomically
+from nanochat import system
+from nanochat.common import (
+    CannotWrite,
+    UserError,
+    base_dir,
+    cannot_write,
+    make_folder,
+    one_at_a_time,
+    refuse_without_space,
+    remove_drafts,
+    write_atomically,
+    write_together,
+)
+
+Result = TypeVar("Result")
+TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
 
 FORMAT = 1  # to be raised when what is written changes meaning
 META_NAME = re.compile(r"meta_(\d{6,})\.json")
-TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+FILE_NAME = re.compile(r"(model|optim)_\d{6,}(-\d+)?\.safetensors")
+MARGIN = 2**20  # bytes: more than the JSON and the headers take
 
 
 def file_name(kind: str, step: int) -> str:
@@ -32,6 +50,11 @@ def file_name(kind: str, step: int) -> str:
 def digest(record: dict[str, Any]) -> str:
     """SHA-256 of a JSON-able record in one fixed spelling: sorted keys, no spaces."""
     return hashlib.sha256(json.dumps(record, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def signed(record: dict[str, Any]) -> str:
+    """The record as text, with its checksum as the first entry."""
+    return json.dumps({"sha256": digest(record), **record}, indent=1) + "\n"
 
 
 def flatten_optimizers(
@@ -80,24 +103,80 @@ def save_checkpoint(
     meta: dict[str, Any],
     tensors: dict[str, torch.Tensor] | None = None,
 ) -> Path:
-    """Write everything needed to go on from `step` into `folder`; returns the path of the JSON, written last.
+    """Write everything needed to go on from `step` into `folder`; returns the path of the JSON, named last.
 
     meta: anything JSON can hold, returned as it is by load_checkpoint. tensors: further tensors of any dtype
-    (random generators). Raises OSError if the disk is full; then no checkpoint of this step exists.
+    (random generators). When it returns, the checkpoint survives a power cut; until then an older one of the
+    same step does. Raises CannotWrite, and nothing has changed, if the disk is full or may not be written.
     """
-    from safetensors.torch import save
-
     described, optimizer_tensors = flatten_optimizers(optimizers)
     optimizer_tensors.update({f"extra.{name}": tensor for name, tensor in (tensors or {}).items()})
-    files = {}
-    for kind, content in (("model", model.state_dict()), ("optim", optimizer_tensors)):
-        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in content.items()})
-        write_atomically(folder / file_name(kind, step), data)
-        files[file_name(kind, step)] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    record = {"format": FORMAT, "step": step, "files": files, "optimizers": described, "meta": meta}
+    parts = {"model": model.state_dict(), "optim": optimizer_tensors}
+    size = sum(tensor.nbytes for content in parts.values() for tensor in content.values())
     path = folder / file_name("meta", step)
-    write_atomically(path, json.dumps({"sha256": digest(record), **record}, indent=1) + "\n")
+    refuse_without_space(folder, size + MARGIN)
+    names = {kind: unused_name(folder, kind, step) for kind in parts}
+
+    def contents() -> Iterator[tuple[Path, bytes | str]]:
+        from safetensors.torch import save
+
+        files = {}
+        for kind, content in parts.items():
+            data = save({name: tensor.detach().cpu().contiguous() for name, tensor in content.items()})
+            files[names[kind]] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            yield folder / names[kind], data
+        record = {"format": FORMAT, "step": step, "files": files, "optimizers": described, "meta": meta}
+        yield path, signed(record)
+
+    write_together(contents())
+    remove_unnamed(folder, step, names.values())
     return path
+
+
+def unused_name(folder: Path, kind: str, step: int) -> str:
+    """The usual name of a file, or where that one is taken the first free one with a number."""
+    usual = Path(file_name(kind, step))
+    names = itertools.chain([usual.name], (f"{usual.stem}-{n}{usual.suffix}" for n in itertools.count(2)))
+    return next(name for name in names if not (folder / name).exists())
+
+
+def remove_unnamed(folder: Path, step: int, named: Collection[str]) -> None:
+    """Remove files of this step's checkpoint that its JSON does not name; what resists stays."""
+    for path in folder.glob(f"*_{step:06d}*.safetensors"):
+        if path.name not in named and FILE_NAME.fullmatch(path.name):
+            with suppress(OSError):
+                path.unlink()
+
+
+def change_meta(folder: Path, step: int, meta: dict[str, Any]) -> None:
+    """Replace what a checkpoint says of itself; its weights stay. Raises Damaged or CannotWrite."""
+    record = read_record(folder, step)
+    write_atomically(folder / file_name("meta", step), signed({**record, "meta": meta}))
+
+
+def remove_checkpoint(folder: Path, step: int) -> None:
+    """Remove a checkpoint, its JSON first; none of that step is fine. Raises CannotWrite."""
+    path = folder / file_name("meta", step)
+    try:
+        path.unlink(missing_ok=True)
+        system.flush_folder(folder)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    remove_unnamed(folder, step, ())
+
+
+WAITS = (15.0, 30.0, 60.0, 120.0, 240.0)  # seconds
+
+
+def save_patiently(save: Callable[[], Result], say: Callable[[str], None]) -> Result:
+    """Call `save` until the disk takes it, with a line and a wait between; raises the last CannotWrite."""
+    for wait in WAITS:
+        try:
+            return save()
+        except CannotWrite as error:
+            say(f"not saved yet: {error}. Trying again in {wait:.0f} s")
+            time.sleep(wait)
+    return save()
 
 
 class Damaged(UserError):
@@ -179,7 +258,7 @@ def read_checkpoint(folder: Path, step: int, weights_only: bool) -> Checkpoint:
     record = read_record(folder, step)
 
     def tensors_of(kind: str) -> dict[str, torch.Tensor]:
-        name = file_name(kind, step)
+        name = next(name for name in record["files"] if name.startswith(f"{kind}_"))
         return read_tensors(folder / name, record["files"][name])
 
     model = tensors_of("model")
@@ -211,7 +290,9 @@ def new_run(tag: str, default_tag: str) -> Path:
     for name in names:
         folder = runs_folder() / name
         try:
-            folder.mkdir(parents=True)
+            make_folder(folder.parent)
+            folder.mkdir()
+            system.flush_folder(folder.parent)
         except FileExistsError:
             continue
         except OSError as error:
@@ -239,6 +320,12 @@ def last_save(folder: Path) -> float:
     return max((folder / file_name("meta", step)).stat().st_mtime for step in saved_steps(folder))
 
 
-def only_writer(folder: Path) -> AbstractContextManager[None]:
-    """The block in which this process alone trains in a run's folder. Raises UserError naming another."""
-    return one_at_a_time(folder / ".lock", f"trains in {folder}", wait=False)
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """The block in which this process alone trains in a run's folder. Raises UserError naming another.
+
+    What killed processes have left half written there is removed.
+    """
+    with one_at_a_time(folder / ".lock", f"trains in {folder}", wait=False):
+        remove_drafts(folder)
+        yield

@@ -6,12 +6,15 @@ Importing this module does not import torch; the functions that need it do.
 from __future__ import annotations
 
 import difflib
+import errno
+import itertools
 import os
 import platform
+import re
+import shutil
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,10 +36,14 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {spelled[near[0]]}?" if near else ""
 
 
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
 def run_program(main: Callable[[], object]) -> None:
     """Call `main`; turn a UserError into `error: …` on stderr and exit status 2, Ctrl-C into status 130.
 
-    A package that is not installed is such an error, too. A reader that goes away ends the program quietly.
+    A package that is not installed is such an error, too, and so is an OSError that says that the system
+    refuses to write. A reader that goes away ends the program quietly.
     """
     provenance.install()
     try:
@@ -57,6 +64,11 @@ def run_program(main: Callable[[], object]) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        print(f"error: {cannot_write(str(error.filename or base_dir()), error)}", file=sys.stderr)
+        sys.exit(2)
 
 
 def base_dir() -> Path:
@@ -71,33 +83,125 @@ def base_dir() -> Path:
         raise UserError(f"{chosen}: {error} Set NANOCHAT_BASE_DIR to a folder, or HOME") from error
 
 
+class CannotWrite(UserError):
+    """The operating system refuses to write; what was there before is there still. Trying again may help."""
+
+
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Write `data` (a str as UTF-8) to `path`, creating its folder; the file is never seen half written.
 
-    Raises UserError when the operating system refuses; `path` then holds what it held before.
+    When this returns, contents and name survive a power cut. Raises CannotWrite when the operating system
+    refuses; `path` then holds what it held before.
     """
-    raw = data.encode("utf-8") if isinstance(data, str) else data
-    draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    write_together([(path, data)])
+
+
+def write_together(contents: Iterable[tuple[Path, bytes | str]]) -> None:
+    """Write several files, all of them complete on the disk before the first gets its name.
+
+    They get their names in the order given, each one durable before the next; so a file that is found after
+    a power cut means that those before it are there. Raises CannotWrite; unless it was a rename that failed,
+    nothing has changed then.
+    """
+    path = Path()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(draft, "wb") as file:
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        with ExitStack() as drafts:
+            ready = []
+            for path, data in contents:
+                draft = drafts.enter_context(draft_of(path))
+                with open(draft, "wb") as file:
+                    file.write(data.encode("utf-8") if isinstance(data, str) else data)
+                    file.flush()
+                    system.flush_file(file.fileno())
+                ready.append((draft, path))
+            for draft, path in ready:
+                os.replace(draft, path)
+                system.flush_folder(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
 
 
-def cannot_write(path: Path, error: OSError) -> UserError:
+def make_folder(folder: Path) -> None:
+    """Create a folder and those above it, so that they survive a power cut; one that is there is no error."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        system.flush_folder(path.parent)
+
+
+def cannot_write(path: Path | str, error: OSError) -> CannotWrite:
     """What to raise when the operating system refuses to write."""
-    return UserError(
+    return CannotWrite(
         f"cannot write {path}: {error.strerror or error}; free space, fix the permissions, "
         "or set NANOCHAT_BASE_DIR to another folder"
     )
+
+
+DRAFT = re.compile(r"\..+\.\d+-\d+\.tmp")
+_numbers = itertools.count()
+_swept: set[Path] = set()  # folders in which this process has removed what others left
+
+
+@contextmanager
+def draft_of(path: Path, folder: bool = False) -> Iterator[Path]:
+    """A hidden file, or folder, beside `path`, to fill and rename; what is still there at the end is removed.
+
+    The first draft in a folder removes what killed processes have left in it.
+    """
+    make_folder(path.parent)
+    if path.parent not in _swept:
+        _swept.add(path.parent)
+        remove_drafts(path.parent)
+    claim: int | None = None
+    for number in _numbers:
+        draft = path.with_name(f".{path.name}.{os.getpid()}-{number}.tmp")
+        with suppress(FileExistsError, BlockingIOError):  # left under this name; taken for one that was
+            draft.mkdir() if folder else draft.touch(exist_ok=False)
+            if (claim := system.claim(draft)) != system.GONE:
+                break
+    try:
+        yield draft
+    finally:
+        with suppress(OSError):
+            _remove(draft)
+        system.give_up(claim)
+
+
+def remove_drafts(folder: Path) -> list[str]:
+    """Remove what killed processes left half written in `folder`; returns the names. What is in use stays."""
+    removed = []
+    with suppress(OSError):  # a folder that cannot be read, or may not be changed, keeps what it has
+        for path in sorted(folder.iterdir()):
+            if not DRAFT.fullmatch(path.name):
+                continue
+            with suppress(OSError):  # in use
+                claim = system.claim(path)
+                if claim is not None and claim != system.GONE:
+                    _remove(path)
+                    removed.append(path.name)
+                system.give_up(claim)
+    return removed
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it; none there is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def refuse_without_space(folder: Path, need: int) -> None:
+    """Raise CannotWrite unless the disk that holds `folder` has `need` bytes free, as far as it tells."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return
+    if free < need:
+        raise CannotWrite(
+            f"cannot write into {folder}: it takes {need / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free; "
+            "free some space, or set NANOCHAT_BASE_DIR to another folder"
+        )
 
 
 @contextmanager

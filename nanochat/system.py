@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import faulthandler
 import math
 import os
@@ -162,3 +163,67 @@ def end_with_children(process: subprocess.Popen[bytes] | subprocess.Popen[str]) 
         else:
             process.kill()
     process.wait()
+
+
+def flush_file(descriptor: int) -> None:
+    """Have an open file's contents on the disk before this returns."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        with suppress(OSError):  # not every file system there has it
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk before this returns; on Windows, whenever it likes."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+GONE = -1
+
+
+def claim(path: Path) -> int | None:
+    """Lock a file or folder until `give_up`, or until this process ends, however it does.
+
+    GONE if the name leads there no longer; None where there are no such locks. Raises BlockingIOError if
+    another has locked it.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(path, os.O_RDONLY)
+    except ImportError:
+        return None
+    except FileNotFoundError:
+        return GONE
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            return descriptor
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except FileNotFoundError:
+        pass
+    except OSError:
+        os.close(descriptor)
+        return None
+    os.close(descriptor)
+    return GONE
+
+
+def give_up(claim: int | None) -> None:
+    """End a lock; nothing locked is fine."""
+    if claim is not None and claim != GONE:
+        os.close(claim)

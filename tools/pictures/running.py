@@ -243,17 +243,17 @@ def writes_of_a_checkpoint() -> list[tuple[str, int]]:
     for optimizer in steps:
         optimizer.step()
     written: list[tuple[str, int]] = []
-    with mock.patch.object(checkpoint_manager, "write_atomically") as write:
-        write.side_effect = lambda path, data: written.append((path.name, len(data)))
+    with mock.patch.object(checkpoint_manager, "write_together") as write:
+        write.side_effect = lambda files: written.extend((path.name, len(data)) for path, data in files)
         checkpoint_manager.save_checkpoint(Path("nowhere"), 123, model, steps, {})
     return written
 
 
 @picture(
     "checkpoint-order",
-    alt="""Three files are written one after another: the model's weights, the optimizers' state, and last
-    the JSON that describes them. Each is first a temporary file, then renamed. Stopped before the third
-    rename, there is no checkpoint of this step and the older one counts; after it, the new one is
+    alt="""The files of a checkpoint are first all written under hidden names: the model's weights, the
+    optimizers' state, and the JSON that describes them. Then they are renamed in this order. Stopped before
+    the third rename, there is no checkpoint of this step and the older one counts; after it, the new one is
     complete.""",
     title="The description is written last",
     height=2.5,
@@ -262,15 +262,16 @@ def checkpoint_order(axes: Axes, palette: Palette) -> None:
     canvas(axes, 389, 164)
     files = [name for name, _ in writes_of_a_checkpoint()]
     hues = (palette.blue, palette.orange, palette.green)
-    left, wide = 152, 58
+    left, wide, apart = 152, 37, 33
     for row, (name, hue) in enumerate(zip(files, hues, strict=True)):
         x, y = left + row * wide, 6 + 35 * row
+        dot = left + 3 * wide + 14 + row * apart
         axes.text(0, y + 12, name, va="center", size=SMALL)
         axes.plot([left - 4, x - 2], [y + 12, y + 12], color=palette.faint, lw=0.8)
-        box(axes, palette, x, y, 36, 24, text="write", colour=hue, rounding=4)
-        axes.plot([x + 37, x + wide], [y + 12, y + 12], color=hue, lw=1.4)
-        axes.plot([x + wide], [y + 12], "o", color=hue, ms=8)
-    last = left + 3 * wide
+        box(axes, palette, x, y, 34, 24, text="write", colour=hue, rounding=4)
+        axes.plot([x + 35, dot], [y + 12, y + 12], color=hue, lw=1.4)
+        axes.plot([dot], [y + 12], "o", color=hue, ms=8)
+    last = left + 3 * wide + 14 + 2 * apart
     axes.plot([last, last], [98, 158], color=palette.muted, ls=":", lw=1.2)
     text = "stopped before: the older one counts"
     box(axes, palette, 0, 124, last - 4, 32, text=text, rounding=5)
