@@ -283,7 +283,8 @@ def test_the_last_save_is_tried_again_and_says_so(monkeypatch: pytest.MonkeyPatc
     slept: list[float] = []
     said: list[str] = []
     monkeypatch.setattr(cm.time, "sleep", slept.append)
-    answers = iter([CannotWrite("cannot write x: full"), CannotWrite("cannot write x: full"), "saved"])
+    full = CannotWrite("cannot write x: full")
+    answers: Iterator[CannotWrite | str] = iter([full, full, "saved"])
 
     def attempt() -> str:
         answer = next(answers)
