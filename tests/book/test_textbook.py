@@ -13,7 +13,7 @@ from tools.print.pages import read_pages
 CLOSED = [
     *("03-a-table-of-what-follows-what", "04-what-you-need", "90-one-tokens-journey"),
     *("10-the-parts-of-a-gpt", "20-weight-initialization", "30-the-forward-pass", "40-optimization"),
-    *("50-generation", "35-the-loss-in-chunks", "51-decoding-speed"),
+    *("50-generation", "64-bits-per-byte", "35-the-loss-in-chunks", "51-decoding-speed"),
 ]
 PAGES = {page.path.removeprefix("lit/").removesuffix(".md"): page for page in read_pages(PROJECT)}
 RUN_BY_A_TEST = {  # an exercise whose answer has no session: the test that does what it asks for
