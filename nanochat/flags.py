@@ -82,7 +82,7 @@ def _explain(error: CycloptsError) -> str:
             return f"there is no command {first!r}{nearest(first, names)} (there are {', '.join(names)})"
         case _:
             error.verbose = False
-            text = " ".join(str(error).split()).removesuffix(".")
+            text = " ".join(str(error).split()).removeprefix("Invalid value for ").removesuffix(".")
     return f"{text} (--help lists all flags)"
 
 
@@ -119,3 +119,17 @@ def _parsed(commands: Mapping[str, type], argv: Sequence[str], prog: str, about:
         print(f"error: {error if isinstance(error, UserError) else _explain(error)}", file=sys.stderr)
         sys.exit(2)
     return made if made is not None else sys.exit(0)
+
+
+LARGEST_SEED = 2**63 - 1
+LARGEST_TEMPERATURE = 1000  # all tokens are alike long before
+
+
+def keep_in_range(config: Any, names: Sequence[str], least: float, most: float = math.inf) -> None:
+    """Raise UserError for the first of these fields of a config that is below `least` or above `most`."""
+    for name in names:
+        value = getattr(config, name)
+        if value < least:
+            raise UserError(f"--{name}={value}: must be at least {least}")
+        if value > most:
+            raise UserError(f"--{name}={value}: must be at most {most}")

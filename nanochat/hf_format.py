@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from nanochat.common import UserError
-from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer, _undisguise
+from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer, undisguise
 
-ALPHABET = {byte: char for char, byte in _undisguise().items()}  # how the format shows each byte
+ALPHABET = {byte: char for char, byte in undisguise().items()}  # how the format shows each byte
 
 
 NAMES = {
@@ -267,7 +267,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     top = tuple(names[i] for i in range(max(0, count), len(names)))
     if top != SPECIAL_TOKENS:
         raise refuse(f"its last tokens are {', '.join(top)}, wanted {', '.join(SPECIAL_TOKENS)}")
-    byte_of = _undisguise()
+    byte_of = undisguise()
     try:
         tokens = [bytes(byte_of[char] for char in names[i]) for i in range(count)]
         tokenizer = Tokenizer(tokens, pattern)

@@ -54,7 +54,7 @@ def _how_to_train(folder: Path) -> str:
     return f"python -m scripts.tok_train --data={data} --vocab_size={vocab_size}"
 
 
-def _undisguise() -> dict[str, int]:
+def undisguise() -> dict[str, int]:
     """From the character that `tokenizers` shows for a byte, to the byte."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in visible]
@@ -110,7 +110,7 @@ class Tokenizer:
             show_progress=False,
         )
         learner.train_from_iterator(texts, trainer)
-        byte_of = _undisguise()
+        byte_of = undisguise()
         in_order = sorted((number, token) for token, number in learner.get_vocab().items())
         learnt = [bytes(byte_of[char] for char in token) for _, token in in_order]
         tokens = [bytes([byte]) for byte in range(256)] + [token for token in learnt if len(token) > 1]

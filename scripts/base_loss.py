@@ -22,9 +22,9 @@ from nanochat.common import (
     run_program,
     write_atomically,
 )
-from nanochat.flags import flag, parse_flags
+from nanochat.flags import LARGEST_TEMPERATURE, flag, keep_in_range, parse_flags
 from nanochat.machine import autocast_dtype
-from scripts.base_eval import ModelChoice, Opened, free_name, open_model, with_autocast
+from nanochat.opened import ModelChoice, Opened, free_name, open_model, with_autocast
 
 if TYPE_CHECKING:
     import torch
@@ -48,11 +48,9 @@ class LossConfig(ModelChoice):
         super().__post_init__()
         if self.eval_tokens == 0 or self.eval_tokens < -1:
             raise UserError(f"--eval_tokens={self.eval_tokens}: at least 1, or -1 for all there are")
-        if self.device_batch_size < 1:
-            raise UserError(f"--device_batch_size={self.device_batch_size}: must be at least 1")
-        for name in ("max_tokens", "temperature"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name}={getattr(self, name)}: must not be negative")
+        keep_in_range(self, ("device_batch_size",), 1)
+        keep_in_range(self, ("max_tokens",), 0)
+        keep_in_range(self, ("temperature",), 0, LARGEST_TEMPERATURE)
 
 
 class ForeignTokenizer:

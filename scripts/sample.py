@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,13 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nanochat.common import UserError, pick_device, run_program
-from nanochat.flags import flag, parse_flags
+from nanochat.flags import LARGEST_SEED, LARGEST_TEMPERATURE, flag, keep_in_range, parse_flags
+from nanochat.trained import load_model
 
 if TYPE_CHECKING:
-    import torch
-
-    from nanochat.checkpoint_manager import Checkpoint
-    from nanochat.normans_gpt import GPT
     from nanochat.tokenizer import Tokenizer
 
 WEIGHTS = ("", "float32", "bfloat16", "int8")
@@ -40,55 +36,10 @@ class SampleConfig:
     compile: bool = flag(False, "compile each step first: pays after ten thousand tokens")
 
     def __post_init__(self) -> None:
-        for name, least in (("max_tokens", 1), ("num_samples", 1), ("top_k", 0), ("temperature", 0)):
-            value = getattr(self, name)
-            if not least <= value < math.inf:
-                raise UserError(f"--{name}={value}: must be at least {least}")
-
-
-def load_trained(tag: str, device: torch.device, gpt: str = "") -> tuple[GPT, Tokenizer, Checkpoint]:
-    """The newest good checkpoint of a run, in the model it was trained with or another, and its tokenizer.
-
-    Raises UserError if they are not there or do not belong together.
-    """
-    import torch
-
-    from nanochat.checkpoint_manager import find_run, load_checkpoint
-    from nanochat.models import load_gpt
-    from nanochat.tokenizer import Tokenizer
-
-    folder = find_run(tag)
-    checkpoint = load_checkpoint(folder, weights_only=True)
-    tokenizer = Tokenizer.load(folder / "tokenizer")
-    if tokenizer.fingerprint() != checkpoint.meta["tokenizer"]:
-        raise UserError(f"{folder / 'tokenizer'} is not the one this model was trained with; restore it")
-    shape = checkpoint.meta["model"]
-    if tokenizer.vocab_size != shape["vocab_size"]:
-        raise UserError(
-            f"the tokenizer in {folder} has {tokenizer.vocab_size:,} tokens, the model "
-            f"{shape['vocab_size']:,}: they do not belong together"
-        )
-    name = gpt or checkpoint.meta.get("gpt", {"name": "book"})["name"]
-    chosen = load_gpt(name)
-    with torch.device("meta"):
-        model: GPT = chosen.GPT(chosen.GPTConfig(**shape))
-    model.to_empty(device=device)
-    model.init_weights()  # for the rotary tables, which no checkpoint holds
-    try:
-        model.load_state_dict(checkpoint.model)
-    except RuntimeError as error:  # names or shapes of tensors that differ, one a line
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"the checkpoint in {folder} is of another architecture than --gpt={name} ({reason} …): choose "
-            "the model that it was trained with"
-        ) from error
-    model = model.to(torch.bfloat16 if device.type == "cuda" else torch.float32)
-    return model, tokenizer, checkpoint
-
-
-def load_model(tag: str, device: torch.device, gpt: str = "") -> tuple[GPT, Tokenizer]:
-    """The same without the checkpoint."""
-    return load_trained(tag, device, gpt)[:2]
+        keep_in_range(self, ("max_tokens", "num_samples"), 1)
+        keep_in_range(self, ("top_k",), 0)
+        keep_in_range(self, ("temperature",), 0, LARGEST_TEMPERATURE)
+        keep_in_range(self, ("seed",), 0, LARGEST_SEED)
 
 
 def print_texts(beginnings: Sequence[str], steps: Iterable[list[int | None]], tokenizer: Tokenizer) -> None:

@@ -202,6 +202,10 @@ def test_prepare_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["--bundle=nowhere"], "--bundle=nowhere does not exist; --bundle=download fetches"),
         (["--max_per_task=0"], "--max_per_task=0: at least 1, or -1 for all"),
         (["--max_seq_len=1"], "--max_seq_len=1: a token and one before it"),
+        (
+            ["--max_seq_len=1000", "--bundle=BUNDLE"],
+            "--max_seq_len=1000: the model's rotary tables end at 160",
+        ),
         (["--batch_tokens=-1"], "--batch_tokens=-1: must not be negative"),
         (["--hf_path=x", "--run=tiny"], "leave out --run and --gpt"),
         (["--tasks=coppa", "--bundle=BUNDLE"], "coppa is no task of the bundle"),

@@ -122,9 +122,11 @@ def test_tokens_that_are_not_spelt_in_bytes() -> None:
     [
         (["--eval_tokens=0"], "--eval_tokens=0: at least 1"),
         (["--device_batch_size=0"], "must be at least 1"),
-        (["--temperature=-1"], "must not be negative"),
+        (["--temperature=-1"], "--temperature=-1.0: must be at least 0"),
         (["--hf_path=x", "--run=told"], "leave out --run and --gpt"),
         (["--max_seq_len=1"], "--max_seq_len=1: a token and one before it"),
+        (["--max_seq_len=5000"], "--max_seq_len=5000: the model's rotary tables end at 160 positions"),
+        (["--temperature=1e39"], "--temperature=1e+39: must be at most 1000"),
         (["--run=tolld"], "no run 'tolld'"),
         (["--data=nothing"], "there is no corpus 'nothing'"),
         (["--hf_path=nowhere"], "there is no config.json"),

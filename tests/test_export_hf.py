@@ -20,8 +20,8 @@ from nanochat.common import UserError
 from nanochat.hf_format import all_merges, describe_tokenizer
 from nanochat.normans_gpt import GPT, GPTConfig
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
+from nanochat.trained import load_model
 from scripts import export_hf, import_hf
-from scripts.sample import load_model
 from tests.bounds import clearance, logits_error, unit_roundoff
 from tests.programs import run_main
 

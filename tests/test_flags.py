@@ -79,13 +79,13 @@ def test_flags_become_fields(argv: list[str], expected: Example) -> None:
         (["--source=x"], "there is no flag --source"),
         (["depth=4"], "'depth=4' is no flag; flags look like --name=value"),
         (["--resume", "--", "x"], "no flag"),
-        (["--depth=four"], "Invalid value for --depth: wants a whole number, not 'four' ("),
+        (["--depth=four"], "--depth: wants a whole number, not 'four' ("),
         (["--depth=4.0"], "wants a whole number, not '4.0'"),
         (["--depth="], "wants a whole number, not ''"),
         (["--depth"], "Parameter --depth requires an argument ("),
-        (["--matrix_lr=nan"], "Invalid value for --matrix_lr: wants a number, not 'nan' ("),
-        (["--matrix_lr=inf"], "Invalid value for --matrix_lr: wants a number, not 'inf' ("),
-        (["--resume=maybe"], 'Invalid value for --resume: unable to convert "maybe" into bool ('),
+        (["--matrix_lr=nan"], "--matrix_lr: wants a number, not 'nan' ("),
+        (["--matrix_lr=inf"], "--matrix_lr: wants a number, not 'inf' ("),
+        (["--resume=maybe"], '--resume: unable to convert "maybe" into bool ('),
         (
             ["--dtype=float16"],
             'Invalid value "float16" for --dtype. Choose from: "auto", "float32". Did you mean',
@@ -211,7 +211,7 @@ def test_a_command_is_a_class(argv: list[str], expected: object) -> None:
         (["touch"], "parameter NAME requires an argument"),
         (["touch", "it", "that"], "'that' is no flag"),
         (["touch", "it", "--time=3"], "there is no flag --time; did you mean --times?"),
-        (["look", "--closely=x"], "Invalid value for --closely"),
+        (["look", "--closely=x"], "--closely"),
     ],
 )
 def test_a_wrong_command_is_one_line(

@@ -12,10 +12,10 @@ import torch
 
 from nanochat import muon, normans_gpt
 from nanochat.machine import this_machine
+from nanochat.trained import load_model
 from scripts import bench
 from scripts.base_train import train
 from scripts.learn_via_debug.debug_gpt_components import WalkConfig, walk
-from scripts.sample import load_model
 from tests.bounds import moved, unit_roundoff
 from tests.tiny_run import make_base, records, tiny_config
 

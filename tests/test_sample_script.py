@@ -80,6 +80,9 @@ def test_greedy_and_the_whole_vocabulary(
     [
         (["--run=nosuch"], "error: no run 'nosuch' in"),
         (["--temperature=-1"], "error: --temperature=-1.0: must be at least 0"),
+        (["--temperature=1e39"], "error: --temperature=1e+39: must be at most 1000"),
+        (["--seed=-1"], "error: --seed=-1: must be at least 0"),
+        ([f"--seed={2**64}"], f"error: --seed={2**64}: must be at most {2**63 - 1}"),
         (["--top_k=-1"], "error: --top_k=-1: must be at least 0"),
         (["--max_tokens=0"], "error: --max_tokens=0: must be at least 1"),
         (["--num_samples=0"], "error: --num_samples=0: must be at least 1"),

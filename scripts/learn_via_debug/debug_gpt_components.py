@@ -107,7 +107,7 @@ def take_model(config: WalkConfig, gpt: str) -> tuple[Any, GPT, Tokenizer | None
         return module, random_model(module, config), None
     import torch
 
-    from scripts.sample import load_model
+    from nanochat.trained import load_model
 
     return module, *load_model(config.run, torch.device("cpu"), gpt)
 
