@@ -5,7 +5,7 @@
 # Another Python than the one found: make TARGET PYTHON=/path/to/python, or PYTHON_BOOK=… for the second.
 
 .DEFAULT_GOAL := help
-.PHONY: help train learn test tangle check watch where bench compare evidence numbers pictures gpu serve site book clean environment \
+.PHONY: help train learn test torture tangle check watch where bench compare evidence numbers pictures gpu serve site book clean environment \
 	book-environment tangle-if-possible check-if-possible
 
 # A Python of any age that runs. (pyenv's python3 is on the PATH even where it does not.)
@@ -34,6 +34,9 @@ test: environment check-if-possible ## everything that CI does: drift, lint, typ
 	@echo "what the machine decides, once more as the least machine:"
 	@NANOCHAT_MACHINE=least .venv/bin/python $(PYTEST) -m numerics tests
 	@.venv/bin/python tests/slowest.py $(TIMES)
+
+torture: environment ## kill a training a hundred times at random moments, and see that nothing is lost
+	@.venv/bin/python -m tests.torture
 
 tangle: book-environment ## write the code that the chapters contain
 	@.venv-book/bin/python -m tools tangle

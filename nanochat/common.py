@@ -121,6 +121,21 @@ def write_together(contents: Iterable[tuple[Path, bytes | str]]) -> None:
         raise cannot_write(path, error) from error
 
 
+def place_whole(file: Path, path: Path) -> None:
+    """Give a file that is complete, in the same file system, the name `path`, and make both durable.
+
+    Raises CannotWrite.
+    """
+    try:
+        with open(file, "rb") as contents:
+            system.flush_file(contents.fileno())
+        make_folder(path.parent)
+        os.replace(file, path)
+        system.flush_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 def make_folder(folder: Path) -> None:
     """Create a folder and those above it, so that they survive a power cut; one that is there is no error."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]

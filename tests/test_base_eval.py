@@ -308,7 +308,6 @@ def test_no_network_and_no_questions(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(core_tasks, "BUNDLE_URL", "http://127.0.0.1:9/eval_bundle.zip")
-    monkeypatch.setattr("nanochat.download.PATIENCE", 0.001)
     for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(proxy, raising=False)
     monkeypatch.setattr(core_tasks, "PACKAGE", "no-such-package-of-questions==0.0.0")

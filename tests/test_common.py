@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
-    heavy = ["torch", "pyarrow", "requests", "tokenizers", "pandas"]
+    heavy = ["torch", "pyarrow", "requests", "tokenizers", "pandas", "huggingface_hub", "httpx2", "pooch"]
     program = (
         "import sys, nanochat.common, nanochat.flags, nanochat.dataset\n"
         f"print([name for name in {heavy} if name in sys.modules])"

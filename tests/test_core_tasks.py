@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from nanochat import core_tasks, download
+from nanochat import core_tasks
 from nanochat.common import UserError
 from nanochat.core_tasks import (
     CORE_TASKS,
@@ -332,31 +332,32 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         monkeypatch.delenv(proxy, raising=False)
     server = Server(zipped_bundle())
     monkeypatch.setattr(core_tasks, "BUNDLE_URL", server.url)
-    monkeypatch.setattr(download, "PATIENCE", 0.001)
-    monkeypatch.setattr(download, "CHUNK", 100)
     yield server
     server.server.shutdown()
     server.server.server_close()
 
 
 class TestDownload:
-    def test_it_resumes_and_is_kept(self, server: Server) -> None:
-        server.cuts = [500]
+    def test_it_is_kept(self, server: Server) -> None:
         found = load_tasks("download")
         assert found is not None
         assert len(found.tasks) == 3
         assert saved_bundle().read_bytes() == server.body
-        assert server.asked == [None, "bytes=500-"]
+        assert [path.name for path in saved_bundle().parent.iterdir() if path.name.endswith(".tmp")] == []
         assert load_tasks("download") == load_tasks() == found
-        assert len(server.asked) == 2
+        assert len(server.asked) == 1
 
-    def test_what_an_interrupted_download_left_is_used_and_not_taken_for_whole(self, server: Server) -> None:
-        part = saved_bundle().with_name("eval_bundle.zip.part")
-        part.parent.mkdir(parents=True)
-        part.write_bytes(server.body[:700])
-        assert load_tasks(may_fetch=False) is None
+    def test_a_cut_connection_begins_anew_and_half_is_not_taken_for_whole(self, server: Server) -> None:
+        server.cuts = [500]
         assert load_tasks("download") is not None
-        assert server.asked == ["bytes=700-"]
+        assert server.asked == [None, None]
+        assert saved_bundle().read_bytes() == server.body
+
+    def test_cut_twice(self, server: Server) -> None:
+        server.cuts = [500, 500]
+        with pytest.raises(UserError, match="arrived damaged twice"):
+            load_tasks("download")
+        assert load_tasks(may_fetch=False) is None
 
     def test_damaged_at_the_source(self, server: Server) -> None:
         place = server.body.index(b"squad.jsonl") + 60
