@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import importlib.util
@@ -256,7 +257,7 @@ def _pieces(texts: Iterable[str], enough: int) -> Iterator[list[str]]:
 
 def _mixed(named: Iterable[tuple[str, str]]) -> list[str]:
     """The texts of (name, text) pairs, in the order of a hash of their names: random, and always the same."""
-    return [text for _, text in sorted(named, key=lambda pair: hashlib.sha256(pair[0].encode()).digest())]
+    return [text for _, text in sorted(named, key=lambda pair: hashlib.sha256(os.fsencode(pair[0])).digest())]
 
 
 def _text_sha256(splits: dict[str, list[str]]) -> str:
@@ -390,16 +391,35 @@ def prepare_corpus(name: str) -> None:
 
 
 def _read_text(path: Path) -> str:
-    """A file's text. Raises UserError if it cannot be read or is not UTF-8."""
+    """A file's text. Raises UserError, with what to do, if it cannot be read or is not UTF-8."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}): "
-            f"convert it, for instance with iconv -f latin1 -t utf-8"
-        ) from error
+        raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or raw.count(0) * 3 > len(raw):
+        kind = "UTF-32" if raw.count(0) * 2 > len(raw) else "UTF-16"
+        raise UserError(f"{path} is {kind}: convert it with iconv -f {kind} -t UTF-8 {path.name} > new.txt")
+    if 0 in raw:
+        raise UserError(f"{path} is no text: it has a zero byte at {raw.index(0)}. Move it out of the folder")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}): convert it from "
+            f"what it is, perhaps with iconv -f latin1 -t UTF-8, or move it out of the folder"
+        ) from error
+
+
+def _hash(name: str) -> float:
+    """A number from 0 to 1 that a name always has; as good as random."""
+    digest = hashlib.sha256(b"split " + os.fsencode(name)).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _kept_back(names: Iterable[str]) -> set[str]:
+    """The names that go to validation: those whose hash is in the lowest twentieth, at least the lowest one."""
+    in_order = sorted(names, key=_hash)
+    return {name for name in in_order if _hash(name) < 1 / EVERY} or set(in_order[:1])
 
 
 def _cut(path: Path, text: str) -> tuple[str, str]:
@@ -422,25 +442,32 @@ def prepare_folder(source: Path, name: str) -> Corpus:
         raise UserError(f"{name} is the name of a corpus of this book: choose another --name")
     if not source.is_dir():
         raise UserError(f"--from={source} is not a folder")
-    named: list[tuple[str, str]] = []
-    copies: set[str] = set()
-    for path in sorted(source.rglob("*"), key=lambda path: path.relative_to(source).as_posix()):
+    named: dict[str, str] = {}
+    for path in source.rglob("*"):
         inside = path.relative_to(source)
         hidden = any(part.startswith(".") for part in inside.parts)
         if hidden or path.suffix.lower() not in (".txt", ".md") or not path.is_file():
             continue
         text = _read_text(path)
-        if text.strip() and text not in copies:
-            copies.add(text)
-            named.append((inside.as_posix(), text))
+        if text.strip():
+            named[inside.as_posix()] = text
+    copies = {
+        text: name for name, text in sorted(named.items(), key=lambda pair: _hash(pair[0]), reverse=True)
+    }
+    named = {name: text for text, name in copies.items()}
     if not named:
         raise UserError(f"--from={source} holds no .txt or .md file with text in it")
     if len(named) == 1:
-        train, val = ([part] for part in _cut(source / named[0][0], named[0][1]))
+        ((name_inside, text),) = named.items()
+        train, val = ([part] for part in _cut(source / name_inside, text))
     else:
-        last = min(EVERY, len(named)) - 1
-        train = _mixed(pair for index, pair in enumerate(named) if index % EVERY != last)
-        val = _mixed(pair for index, pair in enumerate(named) if index % EVERY == last)
+        back = _kept_back(named)
+        train = _mixed(pair for pair in named.items() if pair[0] not in back)
+        val = _mixed(pair for pair in named.items() if pair[0] in back)
+        if not train:
+            raise UserError(
+                f"--from={source}: the names of all {len(named)} files fall to validation; rename one"
+            )
     return _write_corpus(name, f"folder {source.resolve()}", train, val)
 
 

@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -68,6 +69,23 @@ def _has_endless_blanks(text: str) -> bool:
     return len(text) >= ENDLESS and re.search(rf"\s{{{ENDLESS}}}", text) is not None
 
 
+LONGEST_RUN = 256
+LONGEST_TEXT = 2**20
+RUN = re.compile(rf"(\S{{{LONGEST_RUN}}}|\s{{{LONGEST_RUN}}})")
+
+
+def bounded(texts: Iterable[str]) -> Iterator[str]:
+    """The same texts in pieces up to LONGEST_TEXT, and no run of blanks, or of none, above LONGEST_RUN."""
+    for text in texts:
+        start = 0
+        while start < len(text):
+            end = start + LONGEST_TEXT
+            blank = text.rfind(" ", start + 1, end) if end < len(text) else -1
+            piece = text[start : blank if blank > 0 else end]
+            start += len(piece)
+            yield from filter(None, RUN.split(piece)) if RUN.search(piece) else [piece]
+
+
 class Tokenizer:
     """Turns text into token ids and back. Ids: 0–255 bytes, then merges, then the nine special tokens."""
 
@@ -107,9 +125,9 @@ class Tokenizer:
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - len(SPECIAL_TOKENS),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
+            show_progress=sys.stderr.isatty(),
         )
-        learner.train_from_iterator(texts, trainer)
+        learner.train_from_iterator(bounded(texts), trainer)
         byte_of = undisguise()
         in_order = sorted((number, token) for token, number in learner.get_vocab().items())
         learnt = [bytes(byte_of[char] for char in token) for _, token in in_order]

@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import random
 import re
 import shutil
 import socket
@@ -199,8 +200,9 @@ class TestFiles:
         assert len(groups) > len(files)
         texts = [text for group in groups for text in read_row_group(*group)]
         assert texts == list(documents("mine", "train"))
-        assert len(texts) == 38
-        assert sorted(documents("mine", "val")) == ["document 19", "document 39"]
+        back = {int(name[:3]) for name in dataset._kept_back(f"{number:03d}.txt" for number in range(40))}
+        assert sorted(documents("mine", "val")) == sorted(f"document {number}" for number in back)
+        assert len(texts) == 40 - len(back)
 
     def test_no_such_corpus(self) -> None:
         with pytest.raises(UserError, match=r"no corpus 'sotu' .* python -m nanochat\.dataset$"):
@@ -347,20 +349,70 @@ class TestOwnFolder:
 
     def test_takes_texts_and_nothing_else(self, source: Path) -> None:
         corpus = prepare_folder(source, "mine")
-        assert sorted(documents("mine", "train")) == ["# second é", "first\r\nline"]
-        assert list(documents("mine", "val")) == ["third"]
-        assert corpus.count("train") == (2, 22)
+        every = [*documents("mine", "train"), *documents("mine", "val")]
+        assert sorted(every) == ["# second é", "first\r\nline", "third"]
+        assert corpus.count("train")[0] == 2
         assert corpus.source == f"folder {source}"
 
-    @pytest.mark.parametrize(("count", "val"), [(2, [1]), (19, [18]), (20, [19]), (45, [19, 39])])
-    def test_every_twentieth_or_the_last(self, tmp_path: Path, count: int, val: list[int]) -> None:
+    def test_a_file_that_is_added_moves_nothing_into_validation(self, tmp_path: Path) -> None:
+        rng = random.Random(0)
         folder = tmp_path / "many"
         folder.mkdir()
-        for number in range(count):
-            (folder / f"{number:02d}.txt").write_text(str(number))
-        prepare_folder(folder, "many")
-        assert sorted(int(text) for text in documents("many", "val")) == val
-        assert sorted([*map(int, documents("many", "train")), *val]) == list(range(count))
+        learnt: set[str] = set()
+        sizes = []
+        for number in range(60):
+            name = f"{rng.choice('abcxyz')}{number}"
+            (folder / f"{name}.txt").write_text(name)
+            if number == 0 or (number > 3 and number % 4):
+                continue
+            prepare_folder(folder, f"n{number}")
+            train, val = (set(documents(f"n{number}", split)) for split in ("train", "val"))
+            assert not learnt & val
+            assert train | val == {path.stem for path in folder.iterdir()}
+            assert train
+            assert val
+            learnt |= train
+            sizes.append(len(val))
+        assert 1 in sizes
+
+    def test_about_a_twentieth(self) -> None:
+        names = [f"letters/{number}.txt" for number in range(10_000)]
+        assert 400 < len(dataset._kept_back(names)) < 600
+
+    def test_one_text_under_two_names_is_on_one_side(self, tmp_path: Path) -> None:
+        for number in range(50):
+            (tmp_path / f"{number}.txt").write_text(f"text {number % 10}")
+        prepare_folder(tmp_path, "copies")
+        texts = [*documents("copies", "train"), *documents("copies", "val")]
+        assert sorted(texts) == [f"text {number}" for number in range(10)]
+
+    def test_a_name_that_is_not_utf8(self, tmp_path: Path) -> None:
+        (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("one")
+        (tmp_path / "b.txt").write_text("two")
+        prepare_folder(tmp_path, "names")
+        assert {*documents("names", "train"), *documents("names", "val")} == {"one", "two"}
+
+    @pytest.mark.parametrize(
+        ("raw", "words"),
+        [
+            ("Dear Ada".encode("utf-16"), r"is UTF-16: .*iconv -f UTF-16 -t UTF-8 bad\.txt"),
+            ("Dear Ada".encode("utf-16-le"), "is UTF-16"),
+            ("Ελληνικά и русский".encode("utf-16-be"), "is UTF-16|is no text|is not UTF-8"),
+            ("中文字符".encode("utf-16"), "is UTF-16"),
+            ("Dear Ada".encode("utf-32"), "is UTF-32"),
+            (
+                b"\x7fELF\x02\x01\x01" + bytes(3) + b"some words " * 9,
+                r"is no text: it has a zero byte at 7\.",
+            ),
+            ("naïve".encode("latin-1"), r"is not UTF-8 \(byte 0xef at 2\).*iconv -f latin1"),
+        ],
+    )
+    def test_each_kind_of_file_gets_its_own_advice(self, source: Path, raw: bytes, words: str) -> None:
+        (source / "deep" / "bad.txt").write_bytes(raw)
+        with pytest.raises(UserError, match=rf"bad\.txt ({words})") as caught:
+            prepare_folder(source, "mine")
+        assert "\n" not in str(caught.value)
+        assert not corpus_folder("mine").exists()
 
     def test_one_file_is_cut_at_an_empty_line(self, tmp_path: Path) -> None:
         folder = tmp_path / "novel"
@@ -381,12 +433,6 @@ class TestOwnFolder:
         (folder / "novel.txt").write_text(text)
         with pytest.raises(UserError, match=r"novel\.txt is the only text.*add a second file"):
             prepare_folder(folder, "novel")
-
-    def test_not_utf8(self, source: Path) -> None:
-        (source / "deep" / "bad.txt").write_bytes("naïve".encode("latin-1"))
-        with pytest.raises(UserError, match=r"bad\.txt is not UTF-8 \(byte 0xef at 2\).*iconv"):
-            prepare_folder(source, "mine")
-        assert not corpus_folder("mine").exists()
 
     def test_nothing_there(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="is not a folder"):

@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -208,6 +209,32 @@ class TestTraining:
         again = Tokenizer.train(iter(speeches[:10]), 1000)
         assert again.fingerprint() == small.fingerprint()
         assert Tokenizer.train(speeches[:11], 1000).fingerprint() != small.fingerprint()
+
+    def test_what_is_learnt_from_is_cut_and_nothing_is_lost(self, speeches: list[str]) -> None:
+        """The speeches have no run that is cut, so their tokens are those without the cut."""
+        assert list(module.bounded(speeches)) == speeches
+        rng = random.Random(0)
+        texts = [
+            "".join(rng.choices("ab \n文", weights=[rng.random() for _ in range(5)], k=3000))
+            for _ in range(50)
+        ]
+        texts += ["x" * 5000, " " * 5000, "word " * 500_000, "", "y" * 2_500_000]
+        pieces = list(module.bounded(texts))
+        assert "".join(pieces) == "".join(texts)
+        assert max(map(len, pieces)) <= module.LONGEST_TEXT
+        assert not [piece for piece in pieces if re.search(r"\S{257}|\s{257}", piece)]
+        words = list(module.bounded(["word " * 500_000]))
+        assert [piece[:5] for piece in words] == ["word ", *[" word"] * (len(words) - 1)]
+
+    def test_a_long_line_without_blanks_takes_time_in_proportion(self) -> None:
+        rng = random.Random(0)
+        characters = [chr(0x4E00 + rng.randrange(3000)) for _ in range(100_000)]
+        seconds = []
+        for count in (25_000, 100_000):
+            began = time.process_time()
+            Tokenizer.train(["".join(characters[:count])], 400)
+            seconds.append(time.process_time() - began)
+        assert seconds[1] < 8 * seconds[0] + 1  # 16 times as long if it were quadratic
 
     def test_impossible_sizes(self) -> None:
         assert Tokenizer.train(["abab"], 265).tokens == tuple(bytes([byte]) for byte in range(256))

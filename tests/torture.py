@@ -2,8 +2,8 @@
 
     python -m tests.torture --kills=100 --out=results/torture-cpu.json
 
-Weights, optimizers and random generators are compared by the checksums of their bytes, losses by the numbers in
-metrics.jsonl. After each kill the newest checkpoint has to be whole.
+Weights, optimizers and random generators are compared by the checksums of their bytes, losses by the numbers
+in metrics.jsonl. After each kill the newest checkpoint has to be whole.
 """
 
 from __future__ import annotations
