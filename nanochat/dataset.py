@@ -417,7 +417,7 @@ def _hash(name: str) -> float:
 
 
 def _kept_back(names: Iterable[str]) -> set[str]:
-    """The names that go to validation: those whose hash is in the lowest twentieth, at least the lowest one."""
+    """The names that go to validation: those with a hash in the lowest twentieth, at least one."""
     in_order = sorted(names, key=_hash)
     return {name for name in in_order if _hash(name) < 1 / EVERY} or set(in_order[:1])
 
