@@ -161,7 +161,7 @@ def read_bundle(path: Path, names: Sequence[str] = ()) -> TaskSet:
     except (zipfile.BadZipFile, OSError) as error:
         raise UserError(
             f"{path} is no whole zip file ({error}), perhaps half a download: delete it, and fetch it with "
-            "--bundle=download, which resumes and verifies"
+            "--bundle=download, which verifies it"
         ) from error
     if not path.exists():
         raise UserError(f"--bundle={path} does not exist; --bundle=download fetches the official one")
