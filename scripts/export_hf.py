@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat.common import UserError, run_program, write_atomically
 from nanochat.flags import REQUIRED, flag, parse_flags
-from nanochat.turns import describe_machine
+from nanochat.records import describe_machine
 
 if TYPE_CHECKING:
     import torch

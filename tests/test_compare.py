@@ -197,7 +197,7 @@ def test_sizes_and_targets():
         (["--seed=3"], "error: there is no flag --seed; did you mean --seeds?"),
         (["--device_type=tpu"], "error: --device_type"),
         (["--sides=bok"], "error: --sides: there is no side 'bok'; there are reference, book,"),
-        (["--show=nowhere.json"], "error: --show=nowhere.json: there is no such file"),
+        (["--show=nowhere.json"], "error: nowhere.json: there is no such file"),
     ],
 )
 def test_wrong_flags_are_one_line(flags, message):

@@ -447,7 +447,7 @@ def test_equal_settings_of_two_experiments_are_one_trial() -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("{", "damaged"), ("[]", "damaged"), ('{"format": 1}', "no 'experiment'"), ("\xff", "damaged")],
+    [("{", "no record"), ("[]", "no 'format'"), ('{"format": 1}', "no 'experiment'"), ("\xff", "no record")],
 )
 def test_a_damaged_record_is_one_clear_line(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "evidence-tied-head.json"

@@ -7,14 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nanochat import records
 from nanochat.common import UserError, base_dir, write_atomically
 from nanochat.evidence.experiments import EXPERIMENTS, Experiment
 from nanochat.evidence.freshness import changed_since
 from nanochat.provenance import ROOT, Book, read_book
 
-FORMAT = 1
 NOT_RUN = "not run"
-NEEDED = ("format", "experiment", "configuration", "code", "seeds", "trials", "findings", "numbers")
+NEEDED = ("experiment", "configuration", "code", "seeds", "trials", "findings", "numbers")
 
 
 def record_path(name: str, large: bool, root: Path = ROOT) -> Path:
@@ -28,15 +28,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return None
     name = path.stem.removeprefix("evidence-").removesuffix("-cuda")
     advice = f"bring it back with git, or delete it and run python -m scripts.experiment {name}"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path.name} is damaged ({str(error).splitlines()[0]}): {advice}") from None
-    missing = [key for key in NEEDED if not isinstance(record, dict) or key not in record]
-    if missing or record["format"] != FORMAT:
-        reason = f"it has no {missing[0]!r}" if missing else f"format {record['format']!r}, not {FORMAT}"
-        raise UserError(f"{path.name} is damaged ({reason}): {advice}")
-    return dict(record)
+    return records.read_record(path, NEEDED, advice)
 
 
 def why_stale(one: Experiment, large: bool, book: Book, root: Path = ROOT) -> list[str]:

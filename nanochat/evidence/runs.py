@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -16,12 +15,12 @@ import torch
 from nanochat.evidence.experiments import Experiment
 from nanochat.evidence.freshness import digests, fragments_run
 from nanochat.evidence.procedures import PROCEDURES, TOGETHER
-from nanochat.evidence.records import FORMAT, store_trial, stored_trial
+from nanochat.evidence.records import store_trial, stored_trial
 from nanochat.evidence.report import conclude
 from nanochat.evidence.settings import Setting, shrunk
 from nanochat.evidence.trials import Text
-from nanochat.machine import this_machine
 from nanochat.provenance import read_book
+from nanochat.records import FORMAT, describe_machine
 
 
 @dataclass(frozen=True)
@@ -180,9 +179,6 @@ def complete(
 
 def machine(device: str) -> dict[str, Any]:
     """What the numbers were measured on."""
-    return {
-        **asdict(this_machine(torch.device(device))),
-        "threads of a trial": 1 if device == "cpu" else None,
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-    }
+    described = describe_machine(device)
+    versions = {name: described["versions"][name] for name in ("python", "torch")}
+    return described | versions | {"threads of a trial": 1 if device == "cpu" else None}

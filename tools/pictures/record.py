@@ -30,7 +30,7 @@ COLUMNS = {"step": 0, "loss": 4, "smooth_loss": 4, "lrm": 4, "grad_norm": 4, "se
 
 def record_of(folder: Path, command: str, code: str = "", note: str = "") -> dict[str, Any]:
     """What a finished run was and wrote, as one JSON object."""
-    from nanochat.turns import describe_machine
+    from nanochat.records import describe_machine
 
     step = saved_steps(folder)[-1]
     meta = read_record(folder, step)["meta"]
