@@ -10,7 +10,6 @@ import torch
 from nanochat.common import Ranks, UserError
 
 
-@torch.no_grad()
 def evaluate_bpb(
     model: Callable[..., torch.Tensor],
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
@@ -25,7 +24,18 @@ def evaluate_bpb(
     tokens that do not count; targets below 0 do not count either. All ranks must call this together.
     Raises UserError if there are fewer targets than `steps` full batches have, or no byte among them.
     """
-    ranks = ranks or Ranks()
+    sums = losses_and_bytes(model, batches, steps, token_bytes)
+    return bits_per_byte(sums, ranks or Ranks(), token_bytes.device)
+
+
+@torch.no_grad()
+def losses_and_bytes(
+    model: Callable[..., torch.Tensor],
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    steps: int,
+    token_bytes: torch.Tensor,
+) -> list[float]:
+    """This rank's part of evaluate_bpb: nats, bytes, targets seen and targets wanted."""
     nats = size = seen = wanted = 0.0
     for step, (inputs, targets) in enumerate(batches, start=1):
         losses = model(inputs, targets, loss_reduction="none").view(-1)
@@ -38,10 +48,16 @@ def evaluate_bpb(
         wanted = steps * flat.numel()
         if step == steps:
             break
+    return [nats, size, seen, wanted]
+
+
+def bits_per_byte(sums: list[float], ranks: Ranks, device: torch.device) -> float:
+    """The score that all ranks' parts give. All ranks must call this together; raises as evaluate_bpb."""
     if ranks.world_size > 1:
-        sums = torch.tensor([nats, size, seen, wanted], dtype=torch.float64, device=token_bytes.device)
-        torch.distributed.all_reduce(sums)
-        nats, size, seen, wanted = sums.tolist()
+        together = torch.tensor(sums, dtype=torch.float64, device=device)
+        torch.distributed.all_reduce(together)
+        sums = together.tolist()
+    nats, size, seen, wanted = sums
     if seen < wanted or not size:
         raise UserError(
             f"the evaluation holds {seen:,.0f} tokens ({size:,.0f} bytes), wanted are {wanted:,.0f}: "

@@ -1,14 +1,43 @@
-"""What a run writes down while it trains: metrics.jsonl, TensorBoard if there is one, and loss.png."""
+"""What a run shows and writes down: lines, a bar, metrics.jsonl, TensorBoard if there is one, loss.png."""
 
 from __future__ import annotations
 
 import importlib.util
 import io
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nanochat.common import write_atomically
+from nanochat.common import Ranks, UserError, write_atomically
+from nanochat.step import Batch
+
+
+def progress_bar(total: int | None, initial: int, ranks: Ranks, title: str = "training") -> Any:
+    """A bar on stderr, for the first process and only on a terminal."""
+    from tqdm import tqdm
+
+    disable = None if ranks.first else True  # None: on a terminal
+    return tqdm(total=total, initial=initial, desc=title, disable=disable, leave=False, dynamic_ncols=True)
+
+
+def bar_over(batches: Iterator[Batch], bar: Any) -> Iterator[Batch]:
+    """Pass batches on, moving the bar."""
+    for batch in batches:
+        yield batch
+        bar.update()
+
+
+def say_around_a_bar(text: str, ranks: Ranks) -> None:
+    """Print a line on stdout, above whatever bars there are; in the first process only."""
+    if ranks.first:
+        from tqdm import tqdm
+
+        with suppress(OSError):  # a terminal that has been closed is no reason to stop
+            tqdm.write(text)
+            sys.stdout.flush()
 
 
 class RunLog:
@@ -18,11 +47,15 @@ class RunLog:
         """Go on after the first `records` lines; later ones move to metrics-abandoned.jsonl."""
         self.records = records
         self.enabled = enabled
+        self.failure: OSError | None = None  # why the file could not be written; from then on it is not
         self.board: Any = None
         if not enabled:
             return
         path = folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        except ValueError:
+            raise UserError(f"{path} is no text: move it away, and the run goes on without it") from None
         if lines[records:]:
             with open(folder / "metrics-abandoned.jsonl", "a", encoding="utf-8") as file:
                 file.writelines(lines[records:])
@@ -34,11 +67,16 @@ class RunLog:
             self.board = SummaryWriter(str(folder))
 
     def write(self, step: int, **numbers: float) -> None:
-        """Write one record."""
-        self.records += 1
-        if not self.enabled:
+        """Write one record. A disk that refuses it is noted in `failure`, and ends no run."""
+        if not self.enabled or self.failure:
             return
-        self.file.write(json.dumps({"step": step, **numbers}) + "\n")
+        line = json.dumps({"step": step, **numbers}, allow_nan=False) + "\n"
+        try:
+            self.file.write(line)
+        except OSError as error:
+            self.failure = error
+            return
+        self.records += 1
         if self.board:
             for name, value in numbers.items():
                 self.board.add_scalar(name, value, step)
@@ -46,7 +84,8 @@ class RunLog:
     def close(self) -> None:
         """Close the files."""
         if self.enabled:
-            self.file.close()
+            with suppress(OSError):
+                self.file.close()
         if self.board:
             self.board.close()
 

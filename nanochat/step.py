@@ -141,6 +141,7 @@ class Stepper:
     autocast: Autocast = nullcontext  # around each forward pass
     ranks: Ranks = field(default_factory=Ranks)
     part: Part = nullcontext  # entered around each part of a step with its name, for a clock
+    whole: bool = True  # whether the weights are those of one step; not while they are being moved
 
     def step(
         self,
@@ -174,6 +175,7 @@ class Stepper:
 
     def update(self, rate: float, step: int) -> None:
         """Move the weights along the gradients that are there."""
+        self.whole = False
         for optimizer in self.optimizers:
             for group in optimizer.param_groups if self.schedule else ():
                 group["lr"] = group.setdefault("initial_lr", group["lr"]) * rate
@@ -181,3 +183,4 @@ class Stepper:
                     group["momentum"] = muon_momentum(step)
             with self.part(type(optimizer).__name__):
                 optimizer.step()
+        self.whole = True

@@ -23,7 +23,13 @@ class TrainConfig:
     run: str = flag("dummy", "a name for this run, kept in its records", group="the run")
     model_tag: str = flag("", "the run's folder in base_checkpoints (without: d4 for depth 4, then d4-2, …)")
     resume: str = flag("", "go on with a run: its tag, or 'latest'")
-    save_every: int = flag(2000, "steps between checkpoints; one more at the end; 0: only that; -1: none")
+    save_every: int = flag(
+        2000, "steps between checkpoints; one more at the end; 0: only that; -1: only when stopped"
+    )
+    save_seconds: float = flag(
+        -1.0, "seconds between checkpoints as well; one more at the end (-1: no matter)"
+    )
+    keep: int = flag(-1, "the last so many checkpoints stay, and the best one (-1: all)")
     log_every: int = flag(1, "steps between lines on the terminal")
     seed: int = flag(42, "seed of the weights and of the order of the data")
     device_type: str = flag("", "cuda, mps or cpu (without: the first of these there is)", choices=DEVICES)

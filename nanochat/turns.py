@@ -42,7 +42,7 @@ def set_up_as_training_does(device: torch.device, reuse: bool = True) -> None:
     """Make the settings that training makes, or all but the reuse of freed memory."""
     import torch
 
-    from nanochat.training import prepare_memory
+    from nanochat.workplace import prepare_memory
 
     torch.set_float32_matmul_precision("high")
     use_own_cores()

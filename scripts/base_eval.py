@@ -194,7 +194,7 @@ def main() -> None:
     device = pick_device(config.device_type, ranks)
     opened = None
     if not config.prepare_only:  # a model that is not there should be missed before a download, not after
-        from nanochat.training import prepare_memory
+        from nanochat.workplace import prepare_memory
 
         prepare_memory(device)
         opened = open_model(config, device)

@@ -163,7 +163,7 @@ def write_texts(config: LossConfig, opened: Opened, tokenizer: Any) -> list[str]
     """Continuations of the prompts of training."""
     import torch
 
-    from nanochat.training import PROMPTS
+    from nanochat.looks import PROMPTS
 
     if not config.max_tokens:
         return []

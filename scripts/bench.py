@@ -344,7 +344,7 @@ def compile_as_asked(case: Case, model: GPT) -> Any:
     """The module to call for the loss: the model, compiled in the way the case asks for."""
     import torch
 
-    from nanochat.training import compile_blocks
+    from nanochat.workplace import compile_blocks
 
     if case.loss == "all at once":
         rival = torch.compile(all_at_once, dynamic=False) if case.compiled == "blocks" else all_at_once

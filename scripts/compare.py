@@ -262,7 +262,7 @@ class Trainer:
     def __init__(self, side: Side, plan: Plan, device: torch.device) -> None:
         """Build the model, without weights."""
         from nanochat.step import empty_model
-        from nanochat.training import compile_blocks
+        from nanochat.workplace import compile_blocks
 
         self.model = empty_model(load_gpt(side.gpt), plan.shape, device)
         if side.compiled:
@@ -300,7 +300,7 @@ class Trainer:
     def step(self, number: int) -> dict[str, Any]:
         """One optimizer step: seconds, loss, peak of memory since the second step, memory held after it."""
         from nanochat.machine import synchronize
-        from nanochat.training import release_memory
+        from nanochat.workplace import release_memory
 
         if number == 1:  # what the first step compiles and allocates is not the peak of training
             if self.side.settings:

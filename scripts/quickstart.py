@@ -19,9 +19,10 @@ from nanochat.train_config import TrainConfig
 from scripts.base_train import train
 
 if TYPE_CHECKING:
-    from nanochat.training import Result
+    from nanochat.run import Result
 
 WHOLE = -1  # --eval_tokens: the whole validation text
+SAVE_SECONDS = 60.0  # what a kill may cost
 AT_THE_END = 0  # --eval_every and its like: once, after the last step
 RESERVE = 8.0  # seconds for what the loop can not foresee: the first samples, the checkpoint, the picture
 
@@ -46,7 +47,7 @@ class QuickConfig:
 def choose(config: QuickConfig) -> tuple[Plan, str, float]:
     """The plan, the corpus, and the pace of the first steps (0: none taken); says which plan and why."""
     from nanochat.machine import autocast_dtype, use_own_cores
-    from nanochat.training import prepare_memory
+    from nanochat.workplace import prepare_memory
 
     device = pick_device(config.device_type)
     fineweb = device.type == "cuda" and has_fineweb()
@@ -97,6 +98,8 @@ def training_flags(config: QuickConfig, plan: Plan, data: str, time_left: float)
         core_metric_every=-1,
         sample_every=AT_THE_END,
         save_every=AT_THE_END,
+        save_seconds=SAVE_SECONDS,
+        keep=2,
         log_every=50,
     )
 
@@ -105,7 +108,9 @@ def summary(result: Result, plan: Plan, data: str, seconds: float) -> str:
     """What the run did, in numbers, and where everything is."""
     tokens, size = validation_size(Tokenizer.load(tokenizer_folder(data, plan.vocab_size)), data)
     guess = tokens * math.log2(plan.vocab_size) / size  # every token is equally likely
-    score = f"{result.val_bpb:.4f} bits per byte on text it never saw; a guess has {guess:.4f}"
+    score = "none, because the evaluation did not work (see above)"
+    if result.val_bpb is not None:
+        score = f"{result.val_bpb:.4f} bits per byte on text it never saw; a guess has {guess:.4f}"
     return f"""
 What this did, in {seconds:.0f} seconds
   corpus       {data}, in {corpus_folder(data)}
@@ -139,9 +144,9 @@ def main() -> None:
     reserve = RESERVE + evaluation_seconds(plan, tokens, pace)
     time_left = config.seconds - reserve - (time.perf_counter() - began)
     result = train(training_flags(config, plan, data, time_left))
-    if not result.finished:
-        sys.exit(128 + result.signal)
-    print0(summary(result, plan, data, time.perf_counter() - began))
+    if result.finished:
+        print0(summary(result, plan, data, time.perf_counter() - began))
+    result.leave()
 
 
 if __name__ == "__main__":

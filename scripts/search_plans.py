@@ -97,8 +97,8 @@ def run_trial(identity: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from nanochat.machine import this_machine
+    from nanochat.run import train
     from nanochat.train_config import TrainConfig, open_tokenizer
-    from nanochat.training import train
 
     plan = Plan(**identity["plan"])
     steps = round(identity["seconds"] * identity["pace"] / plan.flops_per_token() / plan.total_batch_size)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder / "base_checkpoints"
 
 
-def torchrun(arguments: list[str]) -> subprocess.Popen[str]:
+def torchrun(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
     """Two processes on this machine; the rendezvous takes a free port."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     return subprocess.Popen(
@@ -36,8 +37,19 @@ def torchrun(arguments: list[str]) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
     )
+
+
+def faulty(what: str, folder: Path, **changes: Any) -> subprocess.Popen[str]:
+    """Two processes of which the second has a fault (see ranks_gpt.py)."""
+    config = tiny_config(gpt=str(Path(__file__).with_name("ranks_gpt.py")), total_batch_size=64, **changes)
+    return torchrun(flags(config), RANK_TEST=what, RANK_TEST_FOLDER=str(folder))
+
+
+def weights(folder: Path) -> list[dict[str, torch.Tensor]]:
+    """What the processes had at the end."""
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 
 @pytest.mark.numerics
@@ -82,6 +94,8 @@ def test_two_ranks_save_together_when_asked_to_stop(base: Path) -> None:
     out, err = process.communicate(timeout=120)
     step = load_checkpoint(folder).step
     assert f"stopped by SIGTERM at step {step}" in out, err
+    assert "to go on: torchrun --nproc_per_node=2 -m scripts.base_train --resume=stopped" in out
+    assert "SIGTERM: finishing this step, then saving" in err
     result = train(tiny_config(resume="stopped", num_iterations=step + 1, eval_every=-1))
     assert result.steps == step + 1
 
@@ -92,3 +106,70 @@ def test_an_error_is_one_line_here_too(base: Path) -> None:
     assert process.returncode != 0
     assert "error: --total_batch_size=96 is no multiple of" in err
     assert "UserError" not in err
+
+
+@pytest.mark.numerics
+def test_a_slow_rank_and_a_fast_one_keep_the_same_weights(base: Path, tmp_path: Path) -> None:
+    """The clock ends the run, and the first process alone writes samples and checkpoints."""
+    process = faulty(
+        "slow",
+        tmp_path,
+        model_tag="slow",
+        num_iterations=100_000,
+        time_limit=8,
+        eval_every=10,
+        sample_every=10,
+        save_every=10,
+        keep=2,
+    )
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    first, second = weights(tmp_path)
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    rates = [r["lrm"] for r in records(base / "slow") if "lrm" in r]
+    assert len(rates) > 10
+    assert 0 < rates[-1] < 1  # the clock was felt
+    assert out.count("Validation bpb") > 2
+    state = load_checkpoint(base / "slow")
+    assert state.step == len(rates)
+    assert torch.equal(state.model["lm_head.weight"], first["lm_head.weight"])
+
+
+def test_an_error_on_one_rank_ends_both_with_its_message(base: Path, tmp_path: Path) -> None:
+    began = time.monotonic()
+    process = faulty("fail", tmp_path, model_tag="failing", num_iterations=100_000, eval_every=-1)
+    out, err = process.communicate(timeout=120)
+    assert time.monotonic() - began < 60  # most of it is starting; a hang would be 30 minutes
+    assert process.returncode != 0
+    assert "MemoryError: there is no more memory on this one" in err  # of the second, with its traceback
+    assert "error: process 1: there is no more memory on this one" in err  # of the first
+    assert "the state of step 5 is saved" in out
+    assert load_checkpoint(base / "failing").step == 5
+
+
+def test_an_evaluation_that_fails_on_one_rank_ends_nothing(base: Path, tmp_path: Path) -> None:
+    process = faulty("evaluation", tmp_path, model_tag="unseen", save_every=4)
+    out, err = process.communicate(timeout=120)
+    assert "did not work: evaluation at step 4: process 1: a shard cannot be read" in out, err
+    assert process.returncode != 0
+    assert load_checkpoint(base / "unseen").step == 8
+    first, second = weights(tmp_path)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_signal_to_one_rank_stops_both(base: Path) -> None:
+    process = torchrun(flags(tiny_config(model_tag="one-signal", num_iterations=100_000, eval_every=-1)))
+    folder = base / "one-signal"
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() or not records(folder):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        process.kill()
+        pytest.skip("this system does not tell which processes a process has started")
+    os.kill(int(children.read_text().split()[1]), signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert f"stopped by SIGTERM at step {load_checkpoint(folder).step}" in out, err

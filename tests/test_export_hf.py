@@ -347,8 +347,8 @@ def test_an_imported_model_writes_here_and_does_not_go_on_training(
     assert list(ours.generate([VOCAB_SIZE - 9], 5, temperature=0)) == list(
         load_model("gqa", torch.device("cpu"))[0].generate([VOCAB_SIZE - 9], 5, temperature=0)
     )
+    from nanochat.run import refuse_another_model
     from nanochat.train_config import TrainConfig
-    from nanochat.training import refuse_another_model
 
     saved = load_checkpoint(base / "base_checkpoints" / "model")
     with pytest.raises(UserError, match="--resume=model was imported"):

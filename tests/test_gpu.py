@@ -162,7 +162,7 @@ def test_training_learns_a_batch_by_heart(compiled, monkeypatch):
     model = make_model()
     model.init_weights()  # zeros where training has them
     if compiled:
-        from nanochat.training import compile_blocks
+        from nanochat.workplace import compile_blocks
 
         compile_blocks(model)  # and the kernel of the loss
 

@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent
 # Who imports one of these can compute with a model.
 COMPUTE = {
     *("nanochat.normans_gpt", "nanochat.muon", "nanochat.loss", "nanochat.engine", "nanochat.sampling"),
-    *("nanochat.gpt", "nanochat.models", "nanochat.training", "nanochat.core_eval", "nanochat.loss_eval"),
+    *("nanochat.gpt", "nanochat.models", "nanochat.run", "nanochat.core_eval", "nanochat.loss_eval"),
     *("nanochat.evidence.variations", "nanochat.evidence.trials", "nanochat.learning.judge"),
     *("scripts.base_train", "scripts.sample", "scripts.base_eval", "scripts.bench", "scripts.compare"),
 }

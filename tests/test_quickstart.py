@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanochat import plans, training
+from nanochat import looks, plans
+from nanochat import run as run_module
 from nanochat.common import UserError
 from nanochat.normans_gpt import GPT, GPTConfig
 from nanochat.tokenizer import tokenizer_folder
@@ -106,24 +107,24 @@ def test_the_clock_is_kept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     """By a clock on which a reading takes a fifth of a second, and corpus and evaluation take three."""
     clock = Clock(reading=0.2)
     monkeypatch.setattr(quickstart, "time", clock)
-    monkeypatch.setattr(training, "time", clock)
+    monkeypatch.setattr(run_module, "time", clock)
     monkeypatch.setattr(quickstart, "plan_for", lambda pace: replace(TINY, num_iterations=1_000_000))
     monkeypatch.setattr(quickstart, "prepare_corpus", lambda name: clock.wait(3))
     monkeypatch.setattr(quickstart, "evaluation_seconds", lambda *arguments: 3.0)
-    monkeypatch.setattr(training, "evaluate", lambda *arguments: clock.wait(3) - 1.0)
+    monkeypatch.setattr(looks, "evaluate", lambda *arguments: clock.wait(3) - 1.0)
     run(monkeypatch, "--seconds=60")
     assert 60 - quickstart.RESERVE - 4 < clock.now < 60
     assert "bpb: 2.0000" in capsys.readouterr().out
 
 
 def test_a_signal_ends_it_with_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = training.sample
+    real = looks.sample
 
     def sample(*arguments: object) -> list[str]:
         os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training, "sample", sample)
+    monkeypatch.setattr(looks, "sample", sample)
     with pytest.raises(SystemExit) as caught:
         run(monkeypatch, "--seconds=30")
     assert caught.value.code == 128 + signal.SIGTERM

@@ -91,7 +91,7 @@ def test_what_is_no_record_is_one_line(
 
 def test_the_number_of_steps_is_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds times pace over the operations of a step, whatever the clock says."""
-    from nanochat import training
+    from nanochat import run
     from scripts import quickstart
 
     class Enough(Exception):
@@ -102,7 +102,7 @@ def test_the_number_of_steps_is_arithmetic(monkeypatch: pytest.MonkeyPatch) -> N
         raise Enough
 
     seen: list[object] = []
-    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(run, "train", train)
     monkeypatch.setattr(quickstart, "prepare_corpus", lambda name: None)
     monkeypatch.setattr(quickstart, "prepare_tokenizer", lambda name, size: None)
     monkeypatch.setattr("nanochat.train_config.open_tokenizer", lambda config: None)

@@ -152,11 +152,11 @@ def test_a_corpus_and_a_tokenizer_are_made_once(tmp_path: Path) -> None:
 # A training run that, at its second step, says so and goes on after a line on its standard input.
 TRAIN = """
 import sys
-from nanochat import training
+from nanochat import step
 from nanochat.common import run_program
 from scripts import base_train
 
-real = training.muon_momentum
+real = step.muon_momentum
 
 def slowly(step):
     if step == 1:
@@ -164,7 +164,7 @@ def slowly(step):
         sys.stdin.readline()
     return real(step)
 
-training.muon_momentum = slowly
+step.muon_momentum = slowly
 sys.argv = ["base_train", *sys.argv[1:]]
 run_program(base_train.main)
 """

@@ -8,8 +8,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from nanochat.looks import PROMPTS
 from nanochat.normans_gpt import apply_rotary_emb
-from nanochat.training import PROMPTS
 from tools.pictures.results import record
 from tools.pictures.style import SMALL, Palette, arrow, box, canvas, picture
 

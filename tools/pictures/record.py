@@ -124,7 +124,7 @@ def look_inside(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def cut_samples(text: str) -> list[str]:
     """One sample for each prompt, on one line; a sample may have paragraphs of its own."""
-    from nanochat.training import PROMPTS
+    from nanochat.looks import PROMPTS
 
     starts = [text.index(prompt) for prompt in PROMPTS]
     ends = [*starts[1:], len(text)]

@@ -1,0 +1,47 @@
+"""A GPT that behaves differently in one of several processes: given to --gpt, told what to do by $RANK_TEST.
+
+slow: the second process waits before each pass. fail: it raises in its sixth training pass. evaluation: it
+raises in an evaluation. Each process leaves its weights in $RANK_TEST_FOLDER.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanochat.normans_gpt import GPT as BookGPT
+from nanochat.normans_gpt import GPTConfig
+
+__all__ = ["GPT", "GPTConfig"]
+
+
+class GPT(BookGPT):
+    """The book's model with a fault."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        self.passes = 0
+        atexit.register(self.leave)
+
+    def leave(self) -> None:
+        """Keep the weights, to be compared."""
+        folder = Path(os.environ["RANK_TEST_FOLDER"])
+        torch.save(self.state_dict(), folder / f"rank{os.environ.get('RANK', '0')}.pt")
+
+    def forward(self, idx: Any, targets: Any = None, *rest: Any, **named: Any) -> Any:
+        """As the book's, but for the fault."""
+        second, what = os.environ.get("RANK") == "1", os.environ["RANK_TEST"]
+        training = targets is not None and not named
+        self.passes += training
+        if second and what == "slow" and training:
+            time.sleep(0.03)
+        if second and what == "fail" and training and self.passes == 6:
+            raise MemoryError("there is no more memory on this one")
+        if second and what == "evaluation" and targets is not None and named and self.passes:
+            raise OSError("a shard cannot be read")
+        return super().forward(idx, targets, *rest, **named)
