@@ -84,6 +84,7 @@ def test_what_is_optional_may_fail(
     assert caught.value.code == 1
 
 
+@pytest.mark.numerics
 def test_a_checkpoint_comes_before_everything_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ended as by SIGKILL in a look, a run has what it had learned; it looks again when it goes on."""
     unbroken = train(tiny_config(save_every=4, sample_every=4, model_tag="not-killed"))
@@ -240,6 +241,7 @@ def test_weights_that_are_no_numbers_are_not_saved(monkeypatch: pytest.MonkeyPat
     assert saved_steps(folder) == [1, 2, 3, 4]
 
 
+@pytest.mark.numerics
 def test_an_error_between_two_steps_loses_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
