@@ -1,5 +1,6 @@
 """Import a learner's file as it is, in a process of its own, and say what happened."""
 
+import gc
 import io
 import json
 import os
@@ -11,7 +12,7 @@ import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, NoReturn
 
 import torch
@@ -150,11 +151,13 @@ def _explain_end(path: Path, code: int | None, notes: str, time_limit: float) ->
 
 
 def leave_the_compiler_out() -> None:
-    """Let optimizers be made without importing torch._dynamo, in a process that compiles nothing."""
-    for method in vars(torch.optim.Optimizer).values():
-        plain = getattr(method, "__wrapped__", None)
-        if plain is not None:
-            plain.__dict__.setdefault("__dynamo_disable", plain)
+    """Let optimizers and meta tensors be made without importing torch._dynamo, where nothing is compiled."""
+    for wrapper in gc.get_objects():
+        code = wrapper.__code__ if type(wrapper) is FunctionType else None
+        if code and code.co_filename.endswith("_compile.py") and "fn" in code.co_freevars:
+            plain = wrapper.__closure__[code.co_freevars.index("fn")].cell_contents
+            if isinstance(plain, FunctionType):
+                plain.__dict__.setdefault("__dynamo_disable", plain)
 
 
 if __name__ == "__main__":

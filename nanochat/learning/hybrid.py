@@ -1,6 +1,7 @@
 """Put functions of a learner's file into the book's model, at the level of source."""
 
 import ast
+import copy
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -116,6 +117,18 @@ def check_signature(learner: Source, book: Source, step_id: str) -> None:
     undefaulted = [n for (n, has), (_, needs) in zip(here, there, strict=False) if needs and not has]
     if mine.args.vararg is not None and mine.args.kwarg is not None:
         return
+    wrapped = {ast.unparse(d) for d in mine.decorator_list} & {"property", "staticmethod", "classmethod"}
+    if wrapped:
+        raise Unjudgeable(
+            f"{learner.path}:{mine.lineno}: {step_id} is a {wrapped.pop()} by its decorator, and called as a "
+            "plain method; remove the decorator"
+        )
+    by_name = {a.arg for a in mine.args.kwonlyargs} & {name for name, _ in there}
+    if by_name:
+        raise Unjudgeable(
+            f"{learner.path}:{mine.lineno}: {step_id} takes {', '.join(sorted(by_name))} by name alone, "
+            "after a *, and is called with it by position; remove the *"
+        )
     if surplus or renamed or undefaulted:
         advice = "keep the skeleton's names and order"
         if undefaulted and not renamed:
@@ -123,9 +136,18 @@ def check_signature(learner: Source, book: Source, step_id: str) -> None:
         elif surplus and not renamed:
             advice = f"nobody will pass {', '.join(surplus)}; remove it or give it a default"
         raise Unjudgeable(
-            f"{learner.path}:{mine.lineno}: {step_id} has the signature ({ast.unparse(mine.args)}), "
-            f"and is called as ({', '.join(name for name, _ in there)}); {advice}"
+            f"{learner.path}:{mine.lineno}: {step_id} has the signature {_show_signature(mine)}, "
+            f"and {_show_signature(wanted)} is wanted; {advice}"
         )
+
+
+def _show_signature(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """Names and defaults without annotations."""
+    bare = copy.deepcopy(node.args)
+    for argument in ast.walk(bare):
+        if isinstance(argument, ast.arg):
+            argument.annotation = None
+    return f"({ast.unparse(bare)})"
 
 
 def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple[str, bool]]:
@@ -227,11 +249,12 @@ def graft(book: Source, learner: Source, step_ids: Iterable[str]) -> ModuleType:
         grafted.append(mine)
         names.add(step_id)
         if isinstance(home, ast.ClassDef):
-            for extra in _extra_members(learners, book, owner):
-                if all(extra.name != n.name for n in home.body if isinstance(n, Function)):
-                    home.body.append(extra)
-                    grafted.append(extra)
-                    names.add(f"{owner}.{extra.name}")
+            added = _add_members(learners, home, owner)
+            grafted += added
+            names.update(f"{owner}.{extra.name}" for extra in added if isinstance(extra, Function))
+    configuration = find(tree, "GPTConfig")
+    if isinstance(configuration, ast.ClassDef):
+        grafted += _add_members(learners, configuration, "GPTConfig")
     helpers = [s for s in collect_helpers(learners, book, grafted) if not _is_future(s)]
     names.update(s.name for s in helpers if isinstance(s, Function))
     first = next(i for i, s in enumerate(tree.body) if isinstance(s, Function))
@@ -255,13 +278,21 @@ def _run(code: CodeType) -> ModuleType:
     return module
 
 
-def _extra_members(learner: ast.Module, book: Source, owner: str) -> list[ast.FunctionDef]:
-    """The learner's methods in a class that the book's class does not have."""
-    mine, theirs = find(learner, owner), book.find(owner)
-    if mine is None or theirs is None:
+def _add_members(learner: ast.Module, home: ast.ClassDef, owner: str) -> list[ast.stmt]:
+    """Give a class of the book what the learner's class of this name has and it lacks: methods, fields …"""
+    mine = find(learner, owner)
+    if not isinstance(mine, ast.ClassDef):
         return []
-    taken = {n.name for n in theirs.body if isinstance(n, Function)}
-    return [n for n in mine.body if isinstance(n, ast.FunctionDef) and n.name not in taken]
+    taken = {name for statement in home.body for name in _bound_by(statement)}
+    taken |= {
+        s.target.id for s in home.body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)
+    }
+    added = [s for s in mine.body if _bound_by(s) and not taken & set(_bound_by(s))]
+    constants = [s for s in added if not isinstance(s, ast.FunctionDef | ast.AsyncFunctionDef)]
+    first = next((i for i, s in enumerate(home.body) if isinstance(s, Function)), len(home.body))
+    home.body[first:first] = constants
+    home.body += [s for s in added if s not in constants]
+    return added
 
 
 def _is_future(statement: ast.stmt) -> bool:

@@ -4,14 +4,16 @@ import ast
 import contextlib
 import faulthandler
 import io
+import itertools
 import json
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -32,12 +34,21 @@ from nanochat.learning.hybrid import (
     load,
 )
 from nanochat.learning.mistakes import DoesNotApply, Mistake, make, mistakes_of, recognize_variant
-from nanochat.learning.probes import PROBES, Near, Raised, Seen, observe
+from nanochat.learning.probes import (
+    NO_GRADIENT,
+    RETURN_MISTAKES,
+    TWICE,
+    Near,
+    Raised,
+    Seen,
+    describe,
+    observe,
+)
 from nanochat.learning.steps import Step, step_named
 
 __all__ = ["Judge", "Verdict", "judge", "judge_here"]
 
-SEARCH_LIMIT = 4.0  # seconds to spend on pairs of mistakes
+SEARCH_LIMIT = 2.5  # seconds to spend on pairs of mistakes
 MEMORY_LIMIT = 8 * 2**30  # bytes a worker may fill
 FILE_LIMIT = 2**28  # bytes of one file that a worker may write
 
@@ -55,9 +66,11 @@ def compare_case(case: str, expected: Seen, seen: Seen, tolerance: float) -> Dif
     if isinstance(seen, Raised):
         if isinstance(expected, Raised) and expected.type == seen.type:
             return None
+        if seen.type == "WrongReturn":
+            return Difference(f"with {case}, {seen.message}")
         place = f" on line {seen.line}" if seen.line else ""
         wanted = f"; {expected.type} was wanted" if isinstance(expected, Raised) else ""
-        return Difference(f"with {case}, {seen.type} was raised{place}: {seen.message}{wanted}")
+        return Difference(f"with {case}, {seen.type} was raised{place}: {shorten(seen.message)}{wanted}")
     if isinstance(expected, Raised):
         return Difference(f"with {case}, nothing was raised; {expected.type} was wanted")
     for what, value in expected.items():
@@ -80,19 +93,51 @@ def compare(expected: Any, seen: Any, tolerance: float) -> Difference | None:
         scale = torch.as_tensor(expected).abs().max().item() if torch.as_tensor(expected).numel() else 0.0
         return _compare_numbers(expected, seen, tolerance * max(scale, 0.1))
     if isinstance(expected, dict) and isinstance(seen, dict):
-        for name in [*expected, *seen]:
-            here, there = seen.get(name, "missing"), expected.get(name, "not wanted")
-            if here != there:
-                return Difference(f"differ: {name} is {here}, wanted: {there}")
-        return None
+        return _compare_names(expected, seen)
     if isinstance(expected, bool) and isinstance(seen, bool) and expected != seen:
         return Difference(f"should be {'yes' if expected else 'no'} and is {'yes' if seen else 'no'}")
+    if isinstance(seen, str) and seen == NO_GRADIENT and isinstance(expected, Tensor):
+        return Difference("is missing: something between it and the output cuts the path")
+    if isinstance(expected, Tensor | Near) or isinstance(seen, Tensor | Near):
+        return Difference(f"should be {_in_words(expected)} and is {_in_words(seen)}")
     if type(expected) is not type(seen) or expected != seen:
-        shown = "a tensor" if isinstance(seen, Tensor) else seen
-        return Difference(
-            f"should be {'a tensor' if isinstance(expected, Tensor) else expected} and is {shown}"
-        )
+        return Difference(f"should be {expected} and is {shorten(str(seen))}")
     return None
+
+
+def _in_words(value: Any) -> str:
+    return describe(value.value if isinstance(value, Near) else value)
+
+
+def _compare_names(expected: dict[str, Any], seen: dict[str, Any]) -> Difference | None:
+    """Two dictionaries: what is missing is named together with what may stand in its place."""
+    missing = [name for name in expected if name not in seen]
+    surplus = [name for name in seen if name not in expected]
+    for name in missing[:1]:
+        twins = [other for other in surplus if seen[other] == expected[name]]
+        if len(missing) == len(surplus) and twins:
+            return Difference(
+                f"lack {name} ({expected[name]}), and have {twins[0]} of the same kind, which nobody asks "
+                "for: is it that part under another name?"
+            )
+        there = f"; there are {', '.join(surplus[:6])}" if surplus else ""
+        return Difference(f"lack {name}, which should be {expected[name]}{there}")
+    for name in surplus[:1]:
+        return Difference(f"have {name} ({seen[name]}), which nobody asks for")
+    for name, value in expected.items():
+        if seen[name] != value:
+            return Difference(f"differ: {name} is {seen[name]}, wanted: {value}")
+    return None
+
+
+MOST_NUMBERS = 20
+NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+
+
+def shorten(text: str) -> str:
+    """The text up to its twentieth number: whoever meets a page of them reads none."""
+    numbers = list(itertools.islice(NUMBER.finditer(text), MOST_NUMBERS + 1))
+    return text if len(numbers) <= MOST_NUMBERS else text[: numbers[-1].start()] + "…"
 
 
 def _compare_numbers(expected: float | Tensor, seen: float | Tensor, within: float) -> Difference | None:
@@ -115,11 +160,37 @@ def _compare_numbers(expected: float | Tensor, seen: float | Tensor, within: flo
         text = f"should be {wanted.item():.6g} and is {got.item():.6g} (accepted: within {within:.2g})"
         return Difference(text, distance.item())
     first, share, most = _first(wrong), wrong.double().mean().item(), distance.max().item()
+    pattern = find_pattern(wanted, got, wrong, within)
     return Difference(
         f"at index {first} should be {wanted[first].item():.6g} and is {got[first].item():.6g}; "
-        f"{share:.0%} of the numbers are off, by up to {most:.3g} (accepted: {within:.2g})",
+        f"{share:.0%} of the numbers are off, by up to {most:.3g} (accepted: {within:.2g}){pattern}",
         most,
     )
+
+
+def find_pattern(wanted: Tensor, got: Tensor, wrong: Tensor, within: float) -> str:
+    """What all differences have in common, if it can be said in a few words; else nothing."""
+    if not wanted.isfinite().all() or not got.isfinite().all() or wanted.numel() < 2:
+        return ""
+    close = partial(torch.allclose, atol=5 * within, rtol=0.0)
+    factor = ((wanted * got).sum() / wanted.square().sum().clamp(min=1e-30)).item()
+    if got.abs().max() <= within:
+        return "; all are zero"
+    if abs(factor - 1) > 1e-3 and abs(factor) > 1e-3 and close(got, wanted * factor):
+        return f"; all are {factor:.5g} times what was wanted"
+    if close(got - wanted, (got - wanted).mean().expand_as(got)):
+        return f"; all are {(got - wanted).mean().item():.5g} more than wanted"
+    if close(got.flatten().sort().values, wanted.flatten().sort().values):
+        return "; the same numbers stand in another order"
+    for axis in range(wrong.ndim):
+        hit = wrong.any(dim=tuple(d for d in range(wrong.ndim) if d != axis)) if wrong.ndim > 1 else wrong
+        places = [int(i) for i in hit.nonzero().flatten()]
+        if wrong.size(axis) > 2 and len(places) in (1, wrong.size(axis) - 1):
+            if len(places) == 1:
+                return f"; only at {places[0]} of axis {axis}"
+            right = next(i for i in range(wrong.size(axis)) if i not in places)
+            return f"; everywhere but at {right} of axis {axis}"
+    return ""
 
 
 def _first(where: Tensor) -> tuple[int, ...]:
@@ -139,12 +210,13 @@ class Finding:
     difference: Difference | None
     companions: tuple[str, ...] = ()
     printed: str = ""
+    postponed: tuple[str, ...] = ()  # unwritten functions that, as the book has them, miss a name
 
 
 @cache
 def expected_of(book: Source, step_id: str) -> Evidence:
     """What the book's own function shows."""
-    return list(observe(PROBES[step_id], load(book), book.path))
+    return list(observe(step_id, load(book), book.path))
 
 
 def compare_evidence(expected: Evidence, seen: Evidence, tolerance: float) -> Difference | None:
@@ -168,15 +240,35 @@ def look(book: Source, learner: Source, step: Step) -> Finding:
     expected = expected_of(book, step.id)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        evidence = _try(book, learner, step, ())
+        evidence, postponed = _postpone(learner, step, expected, _try(book, learner, step, ()))
         difference = compare_evidence(expected, evidence, step.tolerance)
         if difference is not None and _may_be_a_question_of_names(evidence):
-            friends = [name for name in step.companions if _is_usable(book, learner, name)]
+            names = dict.fromkeys([*step.companions, *([] if step.id == "GPTConfig" else ["GPTConfig"])])
+            friends = [name for name in names if _is_usable(book, learner, name)]
             for chosen in dict.fromkeys([*((name,) for name in friends), tuple(friends)]):
-                together = _try(book, learner, step, chosen) if chosen else evidence
+                if not chosen:
+                    continue
+                together, later = _postpone(learner, step, expected, _try(book, learner, step, chosen))
                 if compare_evidence(expected, together, step.tolerance) is None:
-                    return Finding(together, None, chosen, out.getvalue())
-    return Finding(evidence, difference, (), out.getvalue())
+                    return Finding(together, None, chosen, out.getvalue(), later)
+    return Finding(evidence, difference, (), out.getvalue(), postponed)
+
+
+def _postpone(
+    learner: Source, step: Step, expected: Evidence, evidence: Evidence
+) -> tuple[Evidence, tuple[str, ...]]:
+    """Leave out the cases in which the book's version of a function nobody has written yet misses a name.
+
+    Which names a constructor and its callers share is the learner's choice; it is judged when both are there.
+    """
+    kept, askers = list(evidence), []
+    for place, (case, seen) in enumerate(evidence):
+        if isinstance(seen, Raised) and seen.type == "AttributeError" and seen.asker in step.companions:
+            node = learner.find(seen.asker)
+            if node is not None and is_unwritten(node):
+                kept[place] = case, expected[place][1]
+                askers.append(seen.asker)
+    return kept, tuple(dict.fromkeys(askers))
 
 
 def _try(book: Source, learner: Source, step: Step, companions: tuple[str, ...]) -> Evidence:
@@ -190,7 +282,7 @@ def _try(book: Source, learner: Source, step: Step, companions: tuple[str, ...])
         raise Unjudgeable(
             f"{learner.path}: the imports and constants that {step.id} uses do not run: {text}"
         ) from error
-    return list(observe(PROBES[step.id], module, learner.path))
+    return list(observe(step.id, module, learner.path))
 
 
 def _is_usable(book: Source, learner: Source, name: str) -> bool:
@@ -218,7 +310,7 @@ class _Remembered:
     def __init__(self, book: Source, mistakes: tuple[Mistake, ...]) -> None:
         wrong = make(mistakes, book)
         self.made: Evidence = []
-        self.rest = observe(PROBES[mistakes[0].step], load(wrong), wrong.path)
+        self.rest = observe(mistakes[0].step, load(wrong), wrong.path)
 
     def __iter__(self) -> Iterator[tuple[str, Seen]]:
         index = 0
@@ -238,48 +330,100 @@ def remember(book: Source, mistakes: tuple[Mistake, ...]) -> _Remembered:
     return _Remembered(book, mistakes)
 
 
-def name_the_mistake(book: Source, step: Step, evidence: Evidence) -> tuple[Mistake, ...]:
-    """The mistake that shows the same evidence, or two mistakes made together, or none.
+CHANCE = "chance-left-in"
+NAMED_BY_ITSELF = {
+    **RETURN_MISTAKES,
+    CHANCE: "The same input gives another output the second time: something is drawn, as by a dropout.",
+}
 
-    Where exceptions are part of the evidence, a mistake that raises them in the same words is preferred.
-    """
+
+def name_the_mistake(book: Source, step: Step, evidence: Evidence) -> tuple[Mistake, ...]:
+    """The mistakes that show the same evidence: one, or several in different cases, or two made together."""
+    name = _name_by_itself(book, step, evidence)
+    if name:
+        return (Mistake(step.id, name, NAMED_BY_ITSELF[name], ()),)
     known = mistakes_of(step.id)
-    for candidates in (((one,) for one in known), combinations(known, 2)):
-        until = time.monotonic() + SEARCH_LIMIT
-        similar: tuple[Mistake, ...] = ()
-        for candidate in candidates:
-            if len(candidate) > 1 and time.monotonic() > until:
-                break
-            try:
-                likeness = _likeness(book, step, evidence, remember(book, candidate))
-            except (DoesNotApply, SyntaxError):
-                continue
-            if likeness == "same":
-                return candidate
-            if likeness == "similar" and not similar:
-                similar = candidate
-        if similar:
-            return similar
+    wrong = frozenset(_differing(book, step, evidence))
+    found: list[tuple[frozenset[str], bool, Mistake]] = []
+    for mistake in known:
+        seen = _explains(book, step, evidence, wrong, (mistake,))
+        if seen is not None:
+            found.append((*seen, mistake))
+    found.sort(
+        key=lambda one: (-len(one[0]), not one[1])
+    )  # those that explain most, in the same words, first
+    left, chosen = wrong, list[Mistake]()
+    for cases, _, mistake in found:
+        if cases & left and mistake.name not in {other.name for other in chosen}:
+            chosen.append(mistake)
+            left -= cases
+    if not left:
+        return tuple(chosen)
+    until = time.monotonic() + SEARCH_LIMIT
+    for pair in combinations(known, 2):
+        if time.monotonic() > until:
+            break
+        if pair[0].on == pair[1].on:
+            seen = _explains(book, step, evidence, wrong, pair)
+            if seen is not None and seen[0] == wrong:
+                return pair
     return ()
 
 
-def _likeness(book: Source, step: Step, evidence: Evidence, wrong: _Remembered) -> str:
-    """If a mistake shows the "same" evidence, a "similar" one (exceptions in other words) or "another"."""
-    in_numbers = False
-    words_agree = True
-    expected = expected_of(book, step.id)
-    for (case, right), (_, seen), (_, mistaken) in zip(expected, evidence, wrong, strict=True):
-        if compare_case(case, mistaken, seen, step.tolerance) is not None:
-            return "another"
+def _name_by_itself(book: Source, step: Step, evidence: Evidence) -> str:
+    for (case, right), (_, seen) in zip(expected_of(book, step.id), evidence, strict=True):
         if compare_case(case, right, seen, step.tolerance) is None:
             continue
-        if isinstance(seen, Raised) and isinstance(mistaken, Raised):
-            words_agree = words_agree and seen.message == mistaken.message
-        else:
-            in_numbers = True
-    if words_agree:
-        return "same"
-    return "similar" if in_numbers else "another"
+        if isinstance(seen, Raised):
+            return seen.mistake
+        return CHANCE if seen.get(TWICE) is False else ""
+    return ""
+
+
+def _differing(book: Source, step: Step, evidence: Evidence) -> list[str]:
+    """The cases in which the learner's function does not do what the book's does."""
+    pairs = zip(expected_of(book, step.id), evidence, strict=True)
+    return [c for (c, right), (_, seen) in pairs if compare_case(c, right, seen, step.tolerance) is not None]
+
+
+def _explains(
+    book: Source, step: Step, evidence: Evidence, wrong: frozenset[str], mistakes: tuple[Mistake, ...]
+) -> tuple[frozenset[str], bool] | None:
+    """The cases in which a wrong model does what the learner's function does, and whether in the same words.
+
+    None if the wrong model is wrong anywhere in another way.
+    """
+    cases, in_the_same_words, in_numbers = [], True, False
+    try:
+        shown = iter(remember(book, mistakes))
+        for (case, right), (_, seen) in zip(expected_of(book, step.id), evidence, strict=True):
+            mistaken = next(shown)[1]
+            if compare_case(case, right, mistaken, step.tolerance) is None:
+                continue
+            if case not in wrong:
+                return None
+            cases.append(case)
+            if isinstance(right, Raised):
+                continue  # all ways of not refusing are one
+            if isinstance(mistaken, Raised) and isinstance(seen, Raised):
+                if mistaken.type != seen.type:
+                    return None
+                in_the_same_words = in_the_same_words and gist(mistaken.message) == gist(seen.message)
+            elif compare_case(case, mistaken, seen, 5 * step.tolerance) is None:
+                in_numbers = True
+            else:
+                return None
+    except (DoesNotApply, SyntaxError):
+        return None
+    if not in_the_same_words and not in_numbers:
+        return None
+    return frozenset(cases), in_the_same_words
+
+
+def gist(message: str) -> str:
+    """What an exception is about: the names in quotes, or else its first words without numbers."""
+    quoted = re.findall(r"'([^']+)'", message)
+    return " ".join(quoted) if quoted else " ".join(re.sub(r"[^A-Za-z ]+", " ", message).split()[:6])
 
 
 def examine(book: Source, learner: Source, step: Step) -> Finding | Verdict:
@@ -306,6 +450,12 @@ def conclude(book: Source, learner: Source, step: Step, finding: Finding) -> Ver
     printed = finding.printed[:2000] or None
     if finding.difference is None:
         remark = recognize_variant(step.id, node)
+        if finding.postponed:
+            later = (
+                f"The book's {', '.join(finding.postponed)} would not find all its names in your object; "
+                "when you have written yours, both are judged together"
+            )
+            remark = f"{later}. {remark}" if remark else later
         if finding.companions:
             together = (
                 f"Judged together with your {', '.join(finding.companions)}: they agree on names that the "
@@ -325,7 +475,7 @@ def conclude(book: Source, learner: Source, step: Step, finding: Finding) -> Ver
     raised = _first_exception(book, step, finding.evidence)
     explanation = " ".join(mistake.says for mistake in mistakes) or None
     if raised is not None and not mistakes:
-        explanation = _explain_exception(raised, step)
+        explanation = _explain_exception(learner, raised, step)
     line = raised.line if raised is not None and raised.line else node.lineno
     names = " + ".join(mistake.name for mistake in mistakes) or None
     return Verdict(
@@ -350,22 +500,40 @@ def _first_exception(book: Source, step: Step, evidence: Evidence) -> Raised | N
     return None
 
 
-def _explain_exception(raised: Raised, step: Step) -> str | None:
-    if raised.type == "AttributeError" and raised.line is None:
-        return (
-            f"The book's other functions ask for this name after your {step.id}. Use it, or write the "
-            f"functions that use your own name ({', '.join(step.companions) or 'none'}): then both are "
-            "judged together."
-        )
+def _explain_exception(learner: Source, raised: Raised, step: Step) -> str | None:
     owner = step.id.rpartition(".")[0]
-    if raised.type == "AttributeError" and raised.message.startswith(f"'{owner}' object has no attribute"):
+    missing = re.match(r"'(\w+)' object has no attribute '(\w+)'", raised.message)
+    if raised.type == "AttributeError" and missing and raised.line is None and missing[1] == owner:
+        asker = f"{raised.asker} asks" if raised.asker else "the book's other functions ask"
+        made = _attributes_set(learner, step)
         return (
-            "Nothing of this name is there when the book's constructor has built the object. Names of "
-            "weights and tables are fixed, because checkpoints know them."
+            f"{asker} for self.{missing[2]}. Your {step.id} gives the object {', '.join(made) or 'nothing'}. "
+            "Use the book's name, or write the functions that use your own: then both are judged together."
+        )
+    if raised.type == "AttributeError" and missing and missing[1] in ("GPTConfig", owner):
+        kind = "configuration" if missing[1] == "GPTConfig" else "object"
+        return (
+            f"Nothing of this name is in the {kind} that the book builds. Your own file may add names, but "
+            "those of weights and tables are fixed, because checkpoints know them."
         )
     if raised.type == "RecursionError":
         return "The function calls itself without an end."
+    if "inplace operation" in raised.message or "in-place operation" in raised.message:
+        return "A tensor is changed in its place (x += …) while its old values are needed. Make a new one."
     return None
+
+
+def _attributes_set(learner: Source, step: Step) -> list[str]:
+    """The names that a function gives to self, in its order."""
+    node = learner.find(step.id)
+    stored = [n for n in ast.walk(node) if isinstance(n, ast.Attribute)] if node is not None else []
+    return list(
+        dict.fromkeys(
+            n.attr
+            for n in stored
+            if isinstance(n.ctx, ast.Store) and isinstance(n.value, ast.Name) and n.value.id == "self"
+        )
+    )
 
 
 def _todo(step: Step, line: int | None) -> Verdict:

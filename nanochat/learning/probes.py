@@ -1,6 +1,7 @@
 """Run one function of a model under many conditions and write down what is seen: evidence for a judge."""
 
 import dataclasses
+import functools
 import random
 import signal
 import traceback
@@ -24,6 +25,11 @@ class Raised:
     message: str
     line: int | None = None
     unwritten: bool = False
+    mistake: str = ""  # what the exception itself is called, if it has a name
+    asker: str = ""  # the book's function in which it was raised, if it was in one
+
+
+NO_GRADIENT = "cut off"
 
 
 @dataclass(frozen=True)
@@ -54,27 +60,129 @@ IN_OTHER_WORDS = {
 }
 
 
-def observe(probe: Probe, module: ModuleType, path: str = "") -> Iterator[tuple[str, Seen]]:
+def describe(value: Any) -> str:
+    """A value in words: type and shape, never its numbers."""
+    if value is None:
+        return "nothing (None)"
+    if isinstance(value, Tensor):
+        kind = "" if value.dtype == torch.float32 else f" of {str(value.dtype).removeprefix('torch.')}"
+        return f"a tensor of shape {tuple(value.shape)}{kind}"
+    if isinstance(value, tuple | list):
+        parts = ", ".join(describe(part) for part in value[:3])
+        more = ", …" if len(value) > 3 else ""
+        return f"a {type(value).__name__} of {len(value)}{f' ({parts}{more})' if value else ''}"
+    if isinstance(value, bool | int | float):
+        return f"the number {value:.6g}" if not isinstance(value, bool) else str(value)
+    if isinstance(value, str):
+        return repr(value if len(value) <= 60 else f"{value[:60]}…")
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"a NumPy array of shape {tuple(value.shape)}"
+    if isinstance(value, dict):
+        return f"a dictionary of {len(value)} entries"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the function {value.__name__} itself"
+    return f"an object of type {type(value).__name__}"
+
+
+class WrongReturn(Exception):
+    """A function returned another kind of thing than its callers need."""
+
+    def __init__(self, text: str, mistake: str) -> None:
+        super().__init__(text)
+        self.mistake = mistake
+
+
+RETURN_MISTAKES = {
+    "nothing-returned": "The function ends without a return: what it has computed is lost.",
+    "several-things-returned": "Several things are returned together where callers expect one tensor.",
+    "a-python-number-returned": "A plain number is returned: it has left PyTorch and carries no gradient.",
+    "a-numpy-array-returned": "A NumPy array is returned: it has left PyTorch and carries no gradient.",
+    "a-list-returned": "All tokens are made before the first is handed over; callers read as it grows.",
+    "a-function-returned": "A function is returned, not what it gives: it was not called.",
+}
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(v, Tensor) for v in value)
+
+
+WITH_FORWARD = ("CausalSelfAttention", "MLP", "Block", "GPT")
+RETURNS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **{
+        name: ("one tensor", lambda value: isinstance(value, Tensor))
+        for name in ("norm", "apply_rotary_emb", *(f"{owner}.forward" for owner in WITH_FORWARD))
+    },
+    "GPT._precompute_rotary_embeddings": ("two tensors, the cosines and the sines,", _is_pair),
+    "GPT.generate": ("a generator", lambda value: isinstance(value, Iterator)),
+    "GPT.setup_optimizers": (
+        "a list of optimizers",
+        lambda value: (
+            isinstance(value, tuple | list) and all(isinstance(one, torch.optim.Optimizer) for one in value)
+        ),
+    ),
+    "GPT.estimate_flops": ("a number", lambda value: isinstance(value, int | float | Tensor)),
+}
+
+
+def watch_returns(m: ModuleType, step_id: str) -> None:
+    """Let a step's function in this module raise WrongReturn where it returns another kind of thing."""
+    if step_id not in RETURNS:
+        return
+    words, fits = RETURNS[step_id]
+    owner_name, _, name = step_id.rpartition(".")
+    owner = getattr(m, owner_name) if owner_name else m
+    plain = getattr(owner, name)
+
+    @functools.wraps(plain)
+    def watched(*arguments: Any, **named: Any) -> Any:
+        value = plain(*arguments, **named)
+        if not fits(value):
+            text = f"{step_id} returned {describe(value)}; {words} was wanted"
+            raise WrongReturn(text, _name_of_return(step_id, value))
+        return value
+
+    setattr(owner, name, watched)
+
+
+def _name_of_return(step_id: str, value: Any) -> str:
+    if value is None:
+        return "nothing-returned"
+    if isinstance(value, tuple | list):
+        if step_id == "GPT.generate":
+            return "a-list-returned"
+        return "several-things-returned" if any(isinstance(one, Tensor) for one in value) else ""
+    if isinstance(value, bool | int | float):
+        return "a-python-number-returned"
+    if hasattr(value, "shape") and not isinstance(value, Tensor):
+        return "a-numpy-array-returned"
+    return "a-function-returned" if callable(value) and hasattr(value, "__name__") else ""
+
+
+def observe(step_id: str, module: ModuleType, path: str = "") -> Iterator[tuple[str, Seen]]:
     """Run case after case, as they are asked for: name, and what was seen. An exception is seen too."""
-    for case in probe(module):
+    watch_returns(module, step_id)
+    for case in PROBES[step_id](module):
         torch.manual_seed(0)
         try:
             seen = case.run()
         except BaseException as error:  # SystemExit too: a learner's function may do anything
             if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
                 raise  # somebody is at the keyboard; the worker ignores it, so there a function has raised it
-            yield case.name, _describe(error, path)
+            yield case.name, _describe(error, path, module)
             continue
         kept = {name: v.detach().clone() if isinstance(v, Tensor) else v for name, v in seen.items()}
         yield case.name, kept
 
 
-def _describe(error: BaseException, path: str) -> Raised:
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == path]
-    unwritten = isinstance(error, NotImplementedError) and bool(frames) and frames[-1].filename == path
+def _describe(error: BaseException, path: str, module: ModuleType) -> Raised:
+    frames = [(frame.f_code, line, frame.f_globals) for frame, line in traceback.walk_tb(error.__traceback__)]
+    lines = [line for code, line, _ in frames if code.co_filename == path]
+    unwritten = isinstance(error, NotImplementedError) and frames[-1][0].co_filename == path
+    inside = [code for code, _, names in frames if names is module.__dict__]
+    asker = inside[-1].co_qualname if inside and inside[-1].co_filename != path else ""
     text = IN_OTHER_WORDS.get(type(error).__name__) or str(error).strip().split("\n")[0][:300]
-    return Raised(type(error).__name__, text, lines[-1] if lines else None, unwritten)
+    name = error.mistake if isinstance(error, WrongReturn) else ""
+    return Raised(type(error).__name__, text, lines[-1] if lines else None, unwritten, name, asker)
 
 
 HEADS = {
@@ -117,16 +225,23 @@ def tables(T: int, D: int = 8, start: int = 0) -> tuple[Tensor, Tensor]:
 
 
 class ListCache:
-    """The smallest key-value cache: it appends. Knows which layers have asked."""
+    """The smallest key-value cache: it appends, and refuses the shapes that the engine's cache refuses."""
 
-    def __init__(self) -> None:
+    def __init__(self, heads: int = 2, rows: int = 2) -> None:
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
         self.position = 0
+        self.heads, self.rows = heads, rows
 
     def get_pos(self) -> int:
         return self.position
 
     def insert_kv(self, layer_idx: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        T = k.size(-2)
+        if k.shape != v.shape or k.shape != (self.rows, self.heads, T, 8):
+            raise ValueError(
+                f"the cache takes keys and values of shape ({self.rows}, {self.heads}, T, 8), and was given "
+                f"{tuple(k.shape)} and {tuple(v.shape)}"
+            )
         if layer_idx in self.kept:
             old_k, old_v = self.kept[layer_idx]
             k, v = torch.cat((old_k, k), dim=2), torch.cat((old_v, v), dim=2)
@@ -138,24 +253,32 @@ def output_and_gradients(y: Tensor, by: dict[str, Tensor]) -> dict[str, Any]:
     """The output, and the gradient by each tensor of a fixed random combination of its numbers."""
     seen: dict[str, Any] = {"the output": y}
     if not y.requires_grad:
-        return {**seen, "a gradient": "does not come back"}
+        return {**seen, "a gradient": NO_GRADIENT}
     grads = torch.autograd.grad((y * noise(*y.shape, name="y")).sum(), list(by.values()), allow_unused=True)
     for name, grad in zip(by, grads, strict=True):
-        seen[f"the gradient by {name}"] = "does not come back" if grad is None else grad
+        seen[f"the gradient by {name}"] = NO_GRADIENT if grad is None else grad
     return seen
 
 
+TWICE = "whether a second run gives the same"
+
+
 def run_layer(layer: nn.Module, T: int, *rest: Any) -> dict[str, Any]:
-    """One pass through an attention layer, an MLP or a block."""
+    """One pass through an attention layer, an MLP or a block, and another: does chance take part?"""
     fill(layer)
     x = noise(2, T, 32, name="x").requires_grad_()
-    return output_and_gradients(layer(x, *rest), {"x": x, **dict(layer.named_parameters())})
+    torch.manual_seed(1)
+    y = layer(x, *rest)
+    with torch.no_grad():
+        again = layer(x.detach().clone(), *rest)
+    same = torch.equal(y, again) or torch.allclose(y, again, equal_nan=True)
+    return {TWICE: same, **output_and_gradients(y, {"x": x, **dict(layer.named_parameters())})}
 
 
-def run_cached_layer(layer: nn.Module, pieces: tuple[int, ...]) -> dict[str, Any]:
-    """The same sequence, piece by piece against a cache."""
+def run_cached_layer(layer: nn.Module, pieces: tuple[int, ...], heads: int = 2) -> dict[str, Any]:
+    """The same sequence, piece by piece against a cache for so many key heads."""
     fill(layer)
-    cache, seen = ListCache(), {}
+    cache, seen = ListCache(heads), {}
     for T in pieces:
         x = noise(2, T, 32, name=f"x{cache.position}")
         start = cache.position
@@ -265,8 +388,25 @@ def probe_gpt_init(m: ModuleType) -> Iterator[Case]:
     yield Case("the tables read", table_values)
     yield Case("2 layers and the book's forward", logits)
     yield Case("3 layers and the book's forward", partial(logits, n_layer=3))
+
+    def asked(name: str, *arguments: Any) -> dict[str, Any]:
+        """What the book's other methods find in the model."""
+        model = m.GPT(configure(m))
+        fill(model)
+        result = getattr(model, name)(*arguments)
+        result = list(result) if isinstance(result, Iterator | list) else result
+        return {"what comes": f"{len(result)} things" if isinstance(result, list) else str(result)}
+
     yield Case("a cache", lambda: run_cached_gpt(m, (3, 1)))
     yield Case("the meta device", on_meta)
+    for name, arguments in (
+        ("init_weights", ()),
+        ("setup_optimizers", ()),
+        ("estimate_flops", ()),
+        ("get_device", ()),
+        ("generate", ([1], 2)),
+    ):
+        yield Case(f"the book's {name}", partial(asked, name, *arguments))
 
 
 def probe_tables(m: ModuleType) -> Iterator[Case]:
@@ -360,14 +500,28 @@ def probe_init_weights(m: ModuleType) -> Iterator[Case]:
             "whether all weights can learn": all(p.requires_grad for p in drawn),
         }
 
+    def chance() -> dict[str, Any]:
+        drawn = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            model = m.GPT(configure(m))
+            torch.manual_seed(seed)
+            model.init_weights()
+            drawn.append(model.transformer.wte.weight.detach().float().clone())
+        return {
+            "whether torch's seed decides the weights": torch.equal(drawn[0], drawn[1]),
+            "whether another seed of torch gives other weights": not torch.equal(drawn[0], drawn[2]),
+        }
+
     yield Case("memory full of sevens", spreads)
     yield Case("tables full of sevens", tables_again)
     yield Case("two layers of one shape", layers_differ)
+    yield Case("torch seeded before", chance)
 
 
 def probe_norm(m: ModuleType) -> Iterator[Case]:
-    def run(*shape: int) -> dict[str, Any]:
-        x = (noise(*shape, name="x") * 3 + 1).requires_grad_()
+    def run(*shape: int, size: float = 3.0) -> dict[str, Any]:
+        x = (noise(*shape, name="x") * size + size / 3).requires_grad_()
         before = x.detach().clone()
         return {**output_and_gradients(m.norm(x), {"x": x}), "x afterwards unchanged": torch.equal(x, before)}
 
@@ -378,6 +532,8 @@ def probe_norm(m: ModuleType) -> Iterator[Case]:
     yield Case("shape (2, 5, 8)", partial(run, 2, 5, 8))
     yield Case("shape (2, 3, 4, 6)", partial(run, 2, 3, 4, 6))
     yield Case("shape (3, 16)", partial(run, 3, 16))
+    yield Case("numbers around 0.2", partial(run, 2, 5, 8, size=0.2))
+    yield Case("numbers around 5000", partial(run, 2, 5, 8, size=5e3))
     yield Case("zeros", lambda: {"the output": m.norm(torch.zeros(2, 8))})
     yield Case("bfloat16", narrow)
 
@@ -385,7 +541,10 @@ def probe_norm(m: ModuleType) -> Iterator[Case]:
 def probe_rotary(m: ModuleType) -> Iterator[Case]:
     def run(T: int, H: int, D: int, start: int = 0) -> dict[str, Any]:
         x = noise(2, T, H, D, name="x").requires_grad_()
-        return output_and_gradients(m.apply_rotary_emb(x, *tables(T, D, start)), {"x": x})
+        cos, sin = tables(T, D, start)
+        seen = output_and_gradients(m.apply_rotary_emb(x, cos, sin), {"x": x})
+        same = all(torch.equal(*pair) for pair in zip((cos, sin), tables(T, D, start), strict=True))
+        return {**seen, "the tables afterwards unchanged": same}
 
     def narrow() -> dict[str, Any]:
         cos, sin = tables(5)
@@ -406,11 +565,12 @@ def probe_mlp(m: ModuleType) -> Iterator[Case]:
 
 def probe_attention(m: ModuleType) -> Iterator[Case]:
     def cached(heads: tuple[int, int]) -> dict[str, Any]:
-        return run_cached_layer(build_attention(m, heads), (3, 4, 1, 2))
+        return run_cached_layer(build_attention(m, heads), (3, 4, 1, 2), heads[1])
 
     for name, heads in HEADS.items():
         yield Case(f"{name}, T = 7", partial(run_attention, m, heads, 7))
     yield Case("T = 1", partial(run_attention, m, (4, 2), 1))
+    yield Case("T = 20, longer than in training", partial(run_attention, m, (4, 2), 20))
     for name, heads in HEADS.items():
         yield Case(f"a cache, {name}", partial(cached, heads))
 
@@ -461,17 +621,20 @@ def probe_gpt(m: ModuleType) -> Iterator[Case]:
         return made[0]
 
     def logits(B: int, T: int) -> dict[str, Any]:
-        return {"the logits": model()(ids(B, T))}
+        idx = ids(B, T)
+        return {"the logits": model()(idx), "idx afterwards unchanged": torch.equal(idx, ids(B, T))}
 
     def loss(ignored: bool, *reduction: str) -> dict[str, Any]:
         named = {"loss_reduction": reduction[0]} if reduction else {}
-        return {"the loss": model()(ids(2, 7), targets(ignored), **named)}
+        given = targets(ignored)
+        loss = model()(ids(2, 7), given, **named)
+        return {"the loss": loss, "targets afterwards unchanged": torch.equal(given, targets(ignored))}
 
     def gradients() -> dict[str, Any]:
         fresh = build_gpt(m)
         fresh(ids(2, 7), targets(True)).backward()
         return {
-            f"the gradient by {name}": "does not come back" if p.grad is None else p.grad
+            f"the gradient by {name}": NO_GRADIENT if p.grad is None else p.grad
             for name, p in fresh.named_parameters()
         }
 
@@ -493,15 +656,16 @@ def probe_gpt(m: ModuleType) -> Iterator[Case]:
     yield Case("121 positions, one past the tables", partial(logits, 1, 121))
 
 
-SETTINGS = {
+COMMON = {
     "the optimizer": "kind",
     "the learning rate": "lr",
     "initial_lr": "initial_lr",
     "weight_decay": "weight_decay",
-    "the betas": "betas",
-    "eps": "eps",
-    "the momentum": "momentum",
-    "nesterov": "nesterov",
+}
+SETTINGS = {  # of AdamW, and of Muon; what else a library's Muon has does not concern the learner
+    "the head": {**COMMON, "the betas": "betas", "eps": "eps"},
+    "the embedding": {**COMMON, "the betas": "betas", "eps": "eps"},
+    "the blocks' matrices": {**COMMON, "the momentum": "momentum", "nesterov": "nesterov"},
 }
 
 
@@ -524,18 +688,39 @@ def probe_optimizers(m: ModuleType) -> Iterator[Case]:
             "the weights that no optimizer has": ", ".join(n for n in names if not names[n]) or "none",
             "the weights given twice": ", ".join(n for n in names if len(names[n]) > 1) or "none",
         }
-        for label, key in SETTINGS.items():
+        for label in dict.fromkeys(label for labels in SETTINGS.values() for label in labels):
             for kind, members in kinds.items():
-                values = {_plain(group, key) for name in members for group in names[name]}
-                seen[f"{label} of {kind}"] = (
-                    values.pop() if len(values) == 1 else str(sorted(values, key=str))
-                )
+                if label in SETTINGS[kind]:
+                    key = SETTINGS[kind][label]
+                    values = {_plain(group, key) for name in members for group in names[name]}
+                    one = values.pop() if len(values) == 1 else str(sorted(values, key=str))
+                    seen[f"{label} of {kind}"] = one
         return {**seen, "the order": ", ".join(type(optimizer).__name__ for optimizer in optimizers)}
+
+    def moves() -> dict[str, Any]:
+        """How far the blocks' matrices go in two steps. Muon computes in bfloat16 on some machines."""
+        model = build_gpt(m)
+        matrices = {n: p for n, p in model.named_parameters() if n.startswith("transformer.h.0.")}
+        before = {name: p.detach().clone() for name, p in matrices.items()}
+        theirs = {id(p) for p in matrices.values()}
+        optimizers = [
+            optimizer
+            for optimizer in model.setup_optimizers(matrix_lr=0.1)
+            if theirs & {id(p) for group in optimizer.param_groups for p in group["params"]}
+        ]
+        if len(optimizers) != 1 or "momentum" not in optimizers[0].param_groups[0]:
+            return {"whether one optimizer with momentum has the blocks' matrices": False}
+        for turn in range(2):
+            for name, p in matrices.items():
+                p.grad = noise(*p.shape, name=f"gradient {turn} of {name}")
+            optimizers[0].step()
+        return {f"the way of {name}": Near(p.detach() - before[name], 0.006) for name, p in matrices.items()}
 
     yield Case("width 32", partial(settings, 32))
     yield Case("width 64", partial(settings, 64))
     other = {"unembedding_lr": 0.01, "embedding_lr": 0.3, "matrix_lr": 0.05, "weight_decay": 0.1}
     yield Case("other rates and a weight decay of 0.1", partial(settings, 32, **other))
+    yield Case("two steps of the blocks' optimizer", moves)
 
 
 def _plain(group: dict[str, Any], key: str) -> Any:
@@ -577,19 +762,36 @@ def probe_generate(m: ModuleType) -> Iterator[Case]:
     def scripted() -> Any:
         """A model of 8 tokens that gives SCORES at the last position, others before."""
 
-        def forward(idx: Tensor, *rest: Any, **named: Any) -> Tensor:
+        def forward(idx: Tensor, *rest: Any, last_only: bool = False, **named: Any) -> Tensor:
             logits = SCORES.flip(0).repeat(idx.size(0), idx.size(1), 1)
             logits[:, -1] = SCORES
-            return logits
+            return logits[:, -1:] if last_only else logits
 
         model = m.GPT(configure(m, vocab_size=8))
         model.forward = forward
         return model
 
     def greedy(prompt: list[int], n: int) -> dict[str, Any]:
-        made = list(build_gpt(m).generate(prompt, n, temperature=0.0))
+        given = list(prompt)
+        made = list(build_gpt(m).generate(given, n, temperature=0.0))
         kinds = ", ".join(sorted({type(token).__name__ for token in made})) or "nothing"
-        return {"the tokens": str([int(token) for token in made]), "the kind of thing yielded": kinds}
+        return {
+            "the tokens": str([int(token) for token in made]),
+            "the kind of thing yielded": kinds,
+            "the prompt afterwards unchanged": given == prompt,
+        }
+
+    def lazily() -> dict[str, Any]:
+        model = scripted()
+        script, passes = model.forward, []
+
+        def forward(*arguments: Any, **named: Any) -> Any:
+            passes.append(1)
+            return script(*arguments, **named)
+
+        model.forward = forward
+        next(iter(model.generate([1, 6], 6)))
+        return {"whether the first token comes before the others are made": len(passes) < 6}
 
     def frequencies(n: int, **named: Any) -> dict[str, Any]:
         made = torch.tensor([int(t) for t in scripted().generate([1, 6], n, seed=1, **named)])
@@ -630,6 +832,8 @@ def probe_generate(m: ModuleType) -> Iterator[Case]:
     yield Case("temperature 0, 3 tokens and then 6 more", partial(greedy, [3, 1, 4], 6))
     yield Case("temperature 0, 1 token and then 4 more", partial(greedy, [5], 4))
     yield Case("temperature 0, nothing asked", partial(greedy, [3, 1], 0))
+    yield Case("temperature 0, past the training length", partial(greedy, list(range(11)), 6))
+    yield Case("6 tokens of which one is taken", lazily)
     yield Case("temperature 1", partial(frequencies, 300))
     yield Case("temperature 0.5", partial(frequencies, 300, temperature=0.5))
     yield Case("top_k 3", partial(kept, 250, 3))

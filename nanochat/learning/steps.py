@@ -75,7 +75,15 @@ INITIALIZATION = (
             "Why untie embedding and lm_head weights?",
             "Why are rotary embeddings registered as buffers not parameters?",
         ),
-        companions=("GPT.init_weights", "GPT.forward", "GPT.get_device", "GPT.estimate_flops", "GPTConfig"),
+        companions=(
+            "GPT.init_weights",
+            "GPT.forward",
+            "GPT.get_device",
+            "GPT.estimate_flops",
+            "GPT.setup_optimizers",
+            "GPT.generate",
+            "GPTConfig",
+        ),
     ),
     Step(
         id="GPT._precompute_rotary_embeddings",
@@ -352,9 +360,9 @@ TRAINING_AND_GENERATION = (
             "No cache: the whole sequence is run for each new token. The random numbers come from a "
             "generator of this call's own, made once, so that a seed repeats a text and training is not "
             "disturbed.",
-            "refuse an empty prompt\na generator with the seed, on the model's device\nrepeat max_tokens "
-            "times: run the sequence; take the last position's scores; choose by temperature and top_k; "
-            "append; yield as int",
+            "refuse an empty prompt\nmake a generator of Python's random with the seed: sample_next takes a "
+            "list of them, one for each row\nrepeat max_tokens times: run the sequence; take the last "
+            "position's scores; choose by temperature and top_k; append; yield as int",
         ),
         companions=("GPT.__init__", "GPT.get_device"),
         tolerance=1e-4,
@@ -379,7 +387,7 @@ def step_named(name: str) -> Step:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading of the book, and the line (from 1) at which a step's block opens below it."""
+    """A heading of the book, and its line (from 1); a step's block opens somewhere below it."""
 
     path: Path
     heading: str
@@ -397,13 +405,13 @@ def section_of(step: Step, lit: Path) -> Section | None:
     path = lit / step.chapter
     if not path.exists():
         return None
-    heading, fence = step.title, re.compile(rf"\s*```\w+ +#{re.escape(step.fragment)}(\s|$)")
+    heading, at, fence = step.title, 1, re.compile(rf"\s*```\w+ +#{re.escape(step.fragment)}(\s|$)")
     inside = False
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if fence.match(line):
-            return Section(path, heading, number)
+            return Section(path, heading, at)
         if line.lstrip().startswith("```"):
             inside = not inside
         elif not inside and re.match("##? ", line):
-            heading = line.lstrip("#").strip()
+            heading, at = line.lstrip("#").strip(), number
     return None
