@@ -31,7 +31,7 @@ RESERVE = 8.0  # seconds for what the loop can not foresee: the first samples, t
 class QuickConfig:
     """The flags of scripts.quickstart."""
 
-    seconds: float = flag(270.0, "how long all of it may take")
+    seconds: float = flag(280.0, "how long all of it may take")
     seed: int = flag(42, "seed of the weights and of the order of the data")
     gpt: str = flag("book", "whose model: book, mine, reference, or a file")
     data: str = flag("", "corpus (without: sotu; on CUDA fineweb, if there)")
