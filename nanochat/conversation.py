@@ -93,7 +93,7 @@ class Rendered:
         return self.ids[:-1], tuple(token if learned else NOT_LEARNED for token, learned in pairs)
 
 
-MARKS = {
+MARKS: dict[Literal["call", "output"], tuple[str, str]] = {
     "call": ("<|python_start|>", "<|python_end|>"),
     "output": ("<|output_start|>", "<|output_end|>"),
 }
@@ -119,6 +119,18 @@ def render_answer(parts: Sequence[Part], tokenizer: Tokenizer) -> Rendered:
         ids += piece
         learned += [part.kind != "output"] * len(piece)
     return Rendered((*ids, tokenizer.special("<|assistant_end|>")), (*learned, True))
+
+
+def read_answer(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[Part, ...]:
+    """The parts of an answer, which need not be well formed; special tokens that mark no part are dropped."""
+    opens = {tokenizer.special(first): kind for kind, (first, _) in MARKS.items()}
+    pieces: list[tuple[Literal["text", "call", "output"], list[int]]] = [("text", [])]
+    for token in ids:
+        if token < len(tokenizer.tokens):
+            pieces[-1][1].append(token)
+        else:
+            pieces.append((opens.get(token, "text"), []))
+    return tuple(Part(kind, tokenizer.decode(piece)) for kind, piece in pieces if piece)
 
 
 SHORTEST = 8  # tokens: bos, three marks, a quarter of the room for the question, and one token of the answer

@@ -10,7 +10,7 @@ from tasks.small_talk import SmallTalk
 from tasks.speeches import Speeches
 from tasks.task import Example, Mixture, Task, held_back
 
-__all__ = ["Example", "Mixture", "Task", "all_tasks", "held_back", "usual_mixture"]
+__all__ = ["WEIGHTS", "Example", "Mixture", "Task", "all_tasks", "held_back", "usual_mixture"]
 
 WEIGHTS = {
     "arithmetic": 0.12,
