@@ -5,7 +5,7 @@
 # Another Python than the one found: make TARGET PYTHON=/path/to/python, or PYTHON_BOOK=… for the second.
 
 .DEFAULT_GOAL := help
-.PHONY: help train learn test torture tangle check watch where bench compare evidence numbers pictures gpu serve site book clean environment \
+.PHONY: help train chat learn test torture tangle check watch where bench compare evidence numbers pictures gpu serve site book clean environment \
 	book-environment tangle-if-possible check-if-possible
 
 # A Python of any age that runs. (pyenv's python3 is on the PATH even where it does not.)
@@ -25,6 +25,9 @@ help:
 
 train: environment tangle-if-possible ## train a small GPT in five minutes and read what it writes
 	@.venv/bin/python -m scripts.quickstart $(if $(GPT),--gpt=$(GPT))
+
+chat: environment tangle-if-possible ## teach the model to answer, in ten minutes after make train, and talk to it
+	@.venv/bin/python -m scripts.quickchat
 
 learn: environment ## rewrite the model yourself: copy the skeleton, run it up to the first gap, say what to write
 	@.venv/bin/python -m scripts.learn run --any-answer

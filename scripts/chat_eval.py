@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nanochat.common import UserError, pick_device, run_program, write_atomically
 from nanochat.flags import flag, parse_flags
-from scripts.sample import load_trained
+from nanochat.trained import load_trained
 from tasks import WEIGHTS, all_tasks
 
 
