@@ -309,15 +309,23 @@ def find_run(tag: str = "latest") -> Path:
             raise UserError(f"no checkpoint yet in {runs_folder()}: train first (make train)")
         return max(candidates, key=last_save)
     folder = runs_folder() / tag
-    if not TAG.fullmatch(tag) or not folder.is_dir():
+    if Path(tag).name != tag or not folder.is_dir():
         known = ", ".join(sorted(path.name for path in candidates)) or "none yet"
         raise UserError(f"no run {tag!r} in {runs_folder()}; runs with a checkpoint: {known}")
     return folder
 
 
-def last_save(folder: Path) -> float:
-    """When the run in `folder` last completed a checkpoint, in seconds since 1970."""
-    return max((folder / file_name("meta", step)).stat().st_mtime for step in saved_steps(folder))
+def last_save(folder: Path) -> tuple[float, bool]:
+    """When the newest checkpoint in `folder` was written, in seconds since 1970, and whether in this folder.
+
+    Both by its own account; one that says nothing, or is damaged, has the time of its file.
+    """
+    step = saved_steps(folder)[-1]
+    try:
+        run = read_record(folder, step)["meta"]["run"]
+        return float(run["saved"]), run["tag"] == folder.name
+    except (Damaged, KeyError, TypeError, ValueError):
+        return (folder / file_name("meta", step)).stat().st_mtime, True
 
 
 @contextmanager

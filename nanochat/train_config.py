@@ -196,7 +196,13 @@ def open_tokenizer(config: TrainConfig) -> Tokenizer:
     if config.resume and not config.vocab_size:
         from nanochat.checkpoint_manager import find_run
 
-        return Tokenizer.load(find_run(config.resume) / "tokenizer")
+        own = find_run(config.resume) / "tokenizer"
+        if not own.exists():
+            raise UserError(
+                f"{own} is missing, and no other tokenizer fits the run's weights: copy it back, or give"
+                " --vocab_size with the size of the one it was made with"
+            )
+        return Tokenizer.load(own)
     return prepare_tokenizer(config.data, config.vocab_size or usual_vocab_size(config.data))
 
 

@@ -447,3 +447,24 @@ def test_base_train_ends_with_what_failed(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(SystemExit) as caught:
         base_train.main()
     assert caught.value.code == 1
+
+
+def test_a_copied_run_is_not_the_latest(run: Path, base: Path) -> None:
+    copy = run.with_name("a copy of it")
+    shutil.copytree(run, copy)
+    try:
+        assert checkpoint_manager.find_run("latest") == run
+        assert checkpoint_manager.find_run("a copy of it") == copy
+        change(copy, "run", saved=4e9)
+        assert checkpoint_manager.find_run("latest") == copy
+        with pytest.raises(UserError, match="no run"):
+            checkpoint_manager.find_run("../base_checkpoints")
+    finally:
+        shutil.rmtree(copy)
+
+
+def test_a_missing_tokenizer_is_not_replaced(run: Path) -> None:
+    shutil.rmtree(run / "tokenizer")
+    with pytest.raises(UserError, match="tokenizer is missing, and no other tokenizer fits"):
+        train(tiny_config(resume=run.name, vocab_size=0))
+    assert train(tiny_config(resume=run.name, num_iterations=3, eval_every=-1)).steps == 3

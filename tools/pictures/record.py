@@ -43,7 +43,7 @@ def record_of(folder: Path, command: str, code: str = "", note: str = "") -> dic
     config = meta["config"]
     return {
         "format": 1,
-        "date": datetime.fromtimestamp(last_save(folder), UTC).isoformat(timespec="seconds"),
+        "date": datetime.fromtimestamp(last_save(folder)[0], UTC).isoformat(timespec="seconds"),
         "command": command,
         "note": note,
         "machine": machine | ({"code": code} if code else {}),
