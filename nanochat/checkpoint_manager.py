@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from nanochat.common import (
     one_at_a_time,
     refuse_without_space,
     remove_drafts,
+    typed,
     write_atomically,
     write_together,
 )
@@ -183,25 +184,75 @@ class Damaged(UserError):
     """A checkpoint that exists but can not be trusted; the message names the file and what is wrong."""
 
 
+@dataclass(frozen=True)
+class Written:
+    """What the JSON of a checkpoint holds, its checksum aside."""
+
+    format: int
+    step: int
+    files: dict[str, Any]
+    optimizers: list[dict[str, Any]]
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class File:
+    """What the JSON says of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What more than one program reads from a checkpoint; a run may say more."""
+
+    model: dict[str, int] = field(default_factory=dict)  # the arguments of GPTConfig
+    tokenizer: str = ""  # its fingerprint
+    parameters: int = 0
+    gpt: dict[str, str] = field(default_factory=dict)  # whose code
+    config: dict[str, Any] = field(default_factory=dict)  # flags
+    progress: dict[str, Any] = field(default_factory=dict)
+    loader: dict[str, Any] | None = None
+    decisions: dict[str, Any] = field(default_factory=dict)
+
+
+KNOWN = [one.name for one in fields(Meta)]
+
+
 def read_record(folder: Path, step: int) -> dict[str, Any]:
     """The JSON of one checkpoint, after checking its own checksum. Raises Damaged."""
     path = folder / file_name("meta", step)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         expected = record.pop("sha256")
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise Damaged(f"{path} can not be read ({error.__class__.__name__}: {error})") from error
     if digest(record) != expected:
         raise Damaged(f"{path} was changed after it was written: its checksum does not match")
-    if record["format"] != FORMAT:
-        raise Damaged(f"{path} has format {record['format']}; this version reads format {FORMAT}")
-    if record["step"] != step:
-        raise Damaged(f"{path} was renamed: it describes step {record['step']}")
+    if record.get("format") != FORMAT:
+        raise Damaged(f"{path} has format {record.get('format')}; this version reads format {FORMAT}")
+    try:
+        written = typed(Written, record, str(path))
+        files = {name: typed(File, about, f"{path}: {name}") for name, about in written.files.items()}
+        typed(Meta, {key: written.meta[key] for key in KNOWN if key in written.meta}, f"{path}: meta")
+    except UserError as error:
+        raise Damaged(str(error)) from None
+    kinds = [name.partition("_")[0] for name in files if FILE_NAME.fullmatch(name)]
+    if sorted(kinds) != ["model", "optim"] or len(files) != 2:
+        raise Damaged(
+            f"{path} names the files {', '.join(files)[:100]}, wanted {file_name('model', step)} and …"
+        )
+    if any(size < 1 or size > 2**40 for size in written.meta.get("model", {}).values()):
+        raise Damaged(f"{path}: meta: model holds {written.meta['model']}, wanted positive sizes")
+    if written.step != step:
+        raise Damaged(f"{path} was renamed: it describes step {written.step}")
     return dict(record)
 
 
 def read_tensors(path: Path, expected: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The tensors of one safetensors file, after checking its length and checksum. Raises Damaged."""
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
@@ -212,7 +263,10 @@ def read_tensors(path: Path, expected: dict[str, Any]) -> dict[str, torch.Tensor
         raise Damaged(f"{path} has {len(data):,} bytes, expected {expected['bytes']:,}")
     if hashlib.sha256(data).hexdigest() != expected["sha256"]:
         raise Damaged(f"{path} was changed after it was written: its checksum does not match")
-    return dict(load(data))
+    try:
+        return dict(load(data))
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise Damaged(f"{path} is no safetensors file that can be read ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -270,7 +324,10 @@ def read_checkpoint(folder: Path, step: int, weights_only: bool) -> Checkpoint:
         for name in list(optimizer_tensors)
         if name.startswith("extra.")
     }
-    optimizers = rebuild_optimizers(record["optimizers"], optimizer_tensors)
+    try:
+        optimizers = rebuild_optimizers(record["optimizers"], optimizer_tensors)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise Damaged(f"{folder}: the optimizers of step {step} do not fit together ({error!r})") from error
     return Checkpoint(folder, step, model, optimizers, extra, record["meta"])
 
 

@@ -13,11 +13,13 @@ import platform
 import re
 import shutil
 import sys
+import types
+import typing
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nanochat import provenance, system
 
@@ -49,7 +51,7 @@ def run_program(main: Callable[[], object]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -69,6 +71,52 @@ def run_program(main: Callable[[], object]) -> None:
             raise
         print(f"error: {cannot_write(str(error.filename or base_dir()), error)}", file=sys.stderr)
         sys.exit(2)
+
+
+Record = TypeVar("Record")
+
+
+def typed(kind: type[Record], said: object, where: str) -> Record:
+    """The dataclass `kind` from what JSON said, each field of exactly the declared type.
+
+    where: what to call the source in an error. Fields with a default may be missing. Raises UserError naming
+    the field, the value and the type wanted.
+    """
+    if not isinstance(said, dict):
+        raise UserError(f"{where} is {_short(said)}, wanted an object")
+    wanted = typing.get_type_hints(kind)
+    for name, value in said.items():
+        if name not in wanted:
+            raise UserError(f"{where} says {_short(name)}, which it cannot; it can say {', '.join(wanted)}")
+        if not fits(value, wanted[name]):
+            shown = getattr(wanted[name], "__name__", wanted[name])
+            raise UserError(f"{where}: {name} is {_short(value)}, wanted {shown}")
+    for field in fields(kind):  # type: ignore[arg-type]
+        if field.name not in said and field.default is MISSING and field.default_factory is MISSING:
+            raise UserError(f"{where} does not say {field.name}")
+    return kind(**said)
+
+
+def fits(value: object, kind: Any) -> bool:
+    """Whether a value that JSON holds is of a declared type; a truth value is no number."""
+    outer, inner = typing.get_origin(kind), typing.get_args(kind)
+    if outer in (types.UnionType, typing.Union):
+        return any(fits(value, part) for part in inner)
+    if kind is Any or kind is None or kind is types.NoneType:
+        return kind is Any or value is None
+    if outer is list:
+        return isinstance(value, list) and all(fits(part, inner[0]) for part in value)
+    if outer is dict:
+        return isinstance(value, dict) and all(fits(part, inner[1]) for part in value.values())
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, outer or kind) and isinstance(value, bool) == (kind is bool)
+
+
+def _short(value: object) -> str:
+    """A value as an error shows it, on one line."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def base_dir() -> Path:

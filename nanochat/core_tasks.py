@@ -218,7 +218,12 @@ def _bundle_items(root: Place, file: str, kind: str) -> tuple[Item, ...]:
 
 def _read(root: Place, name: str) -> str:
     """A text of the bundle. Raises UserError if it is missing or damaged."""
-    place = root.joinpath(*name.split("/"))
+    parts = name.split("/")
+    if ".." in parts or "" in parts:
+        raise UserError(
+            f"{root / 'core.yaml'}: {name[:60]!r} leads out of the bundle, which is read no further"
+        )
+    place = root.joinpath(*parts)
     try:
         return place.read_text(encoding="utf-8")
     except (OSError, KeyError, zipfile.BadZipFile, zlib.error, ValueError) as error:

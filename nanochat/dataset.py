@@ -32,6 +32,7 @@ from nanochat.common import (
     print0,
     refuse_without_space,
     run_program,
+    typed,
     write_atomically,
 )
 from nanochat.flags import flag, parse_flags
@@ -50,6 +51,7 @@ class Shard:
 
 
 MANIFEST = "corpus.json"
+SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.parquet")
 
 
 @dataclass(frozen=True)
@@ -72,15 +74,20 @@ class Corpus:
     @classmethod
     def load(cls, folder: Path) -> Corpus | None:
         """Read the manifest of `folder`, None where there is none. Raises UserError if it is unreadable."""
+        path = folder / MANIFEST
         try:
-            said = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            shards = tuple(Shard(**shard) for shard in said["shards"])
-            return cls(source=said["source"], shards=shards, text_sha256=said["text_sha256"])
+            said = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(said, dict) or not isinstance(said.get("shards"), list):
+                raise UserError("it has no list of shards")
+            shards = tuple(typed(Shard, shard, "a shard") for shard in said["shards"])
+            if strange := [shard.name for shard in shards if not SHARD_NAME.fullmatch(shard.name)]:
+                raise UserError(f"it names {strange[0]!r}, which is no file of this folder")
+            return typed(cls, {**said, "shards": shards}, "it")
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (UserError, OSError, ValueError, RecursionError) as error:
             raise UserError(
-                f"{folder / MANIFEST} cannot be read ({error}): move {folder} away and prepare it again"
+                f"{path} cannot be read ({error}): move {folder} away and prepare it again"
             ) from error
 
 

@@ -117,13 +117,23 @@ def describe_model(shape: Mapping[str, int], bos: int, dtype: str) -> dict[str, 
     }
 
 
+LARGEST = {"num_hidden_layers": 1000, "num_attention_heads": 2**14, "num_key_value_heads": 2**14}
+LARGEST |= {"vocab_size": 2**24, "intermediate_size": 2**22}  # of all others: 2^20
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it, not longer than a line."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError if the file is absent or holds none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: no folder of a model, or half downloaded") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} can not be read, perhaps half downloaded: {error}") from None
     if not isinstance(found, dict):
         raise UserError(f"{path} holds a {type(found).__name__}, wanted a JSON object")
@@ -139,12 +149,21 @@ def read_shape(path: Path) -> tuple[dict[str, int], list[str]]:
 
     def insist(name: str, found: Any, wanted: Any) -> None:
         if found != wanted or isinstance(found, bool) != isinstance(wanted, bool):
-            raise UserError(f"{path}: {name} is {found!r}; this book's GPT has {wanted!r} and nothing else")
+            raise UserError(
+                f"{path}: {name} is {shown(found)}; this book's GPT has {wanted!r} and nothing else"
+            )
 
     def number(name: str, default: int | None = None) -> int:
         value = config.get(name) if config.get(name) is not None else default
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{path}: {name} is {value!r}, wanted a positive whole number")
+        most = LARGEST.get(name, 2**20)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise UserError(f"{path}: {name} is {shown(value)}, wanted a whole number from 1 to {most:,}")
+        return value
+
+    def entries(name: str) -> dict[str, Any]:
+        value = config.get(name) or {}
+        if not isinstance(value, dict):
+            raise UserError(f"{path}: {name} is {shown(value)}, wanted an object")
         return value
 
     insist("model_type", config.get("model_type"), "nanochat")
@@ -152,8 +171,8 @@ def read_shape(path: Path) -> tuple[dict[str, int], list[str]]:
     for name, (ours, default) in CONSTANTS.items():
         if name != "attention_dropout":
             insist(name, config.get(name, default), ours)
-    older = {"rope_theta": config.get("rope_theta", 10000.0), **(config.get("rope_scaling") or {})}
-    rotation = {"rope_type": "default", **(config.get("rope_parameters") or older)}
+    older = {"rope_theta": config.get("rope_theta", 10000.0), **entries("rope_scaling")}
+    rotation = {"rope_type": "default", **(entries("rope_parameters") or older)}
     insist("rope_parameters", rotation, ROTATION)
     heads = number("num_attention_heads")
     shape = {
@@ -168,6 +187,8 @@ def read_shape(path: Path) -> tuple[dict[str, int], list[str]]:
     if config.get("head_dim") is not None:
         insist("head_dim", config["head_dim"], shape["n_embd"] // heads)
     eps = config.get("rms_norm_eps", 1e-6)
+    if not isinstance(eps, float) or not 0 < eps < 1:
+        raise UserError(f"{path}: rms_norm_eps is {shown(eps)}, wanted a number between 0 and 1")
     if eps == EPS:
         return shape, []
     return shape, [f"rms_norm_eps is {eps} there and 2^-23 here: numbers will differ in their last digits"]
@@ -253,13 +274,18 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     try:
         model, steps = about["model"], about["pre_tokenizer"]["pretokenizers"]
         (cut,) = [step for step in steps if step["type"] == "Split"]
+        if not all(isinstance(i, int) for i in model["vocab"].values()):
+            raise TypeError("an id is no number")
         names = {i: name for name, i in model["vocab"].items()}
         names |= {added["id"]: added["content"] for added in about["added_tokens"]}
         makes = [model["vocab"]["".join(merge)] for merge in map(as_pair, model["merges"])]
         pattern = cut["pattern"]["Regex"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise refuse(f"a field is missing or strange ({error!r})") from None
-    if (model["type"], about.get("normalizer"), steps[-1]["type"]) != ("BPE", None, "ByteLevel"):
+        kinds = model["type"], about.get("normalizer"), steps[-1]["type"]
+        if not all(isinstance(i, int) and isinstance(name, str) for i, name in names.items()):
+            raise TypeError("an id is no number, or a token no text")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise refuse(f"a field is missing or strange ({shown(error)})") from None
+    if kinds != ("BPE", None, "ByteLevel"):
         raise refuse("it is no plain byte pair encoding of bytes")
     count = len(names) - len(SPECIAL_TOKENS)
     if sorted(names) != list(range(len(names))):
@@ -271,8 +297,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     try:
         tokens = [bytes(byte_of[char] for char in names[i]) for i in range(count)]
         tokenizer = Tokenizer(tokens, pattern)
-    except (KeyError, ValueError) as error:
-        raise refuse(f"a token or the pattern can not be read ({error})") from None
+    except (KeyError, ValueError, TypeError) as error:
+        raise refuse(f"a token or the pattern can not be read ({shown(error)})") from None
     if any(bytes([byte]) not in tokens for byte in range(256)):
         raise refuse("not every byte is a token")
     if makes != sorted(makes):

@@ -6,13 +6,13 @@ import datetime
 import importlib.metadata
 import json
 import os
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat.common import UserError, run_program, write_atomically
+from nanochat import system
+from nanochat.common import UserError, draft_of, run_program, write_atomically
 from nanochat.flags import REQUIRED, flag, parse_flags
 from nanochat.records import describe_machine
 
@@ -45,15 +45,14 @@ def write_folder(out: Path, files: dict[str, bytes | str]) -> None:
     """Create the folder `out` with these files, all or nothing. Raises UserError if it exists."""
     if out.exists() or out.is_symlink():
         raise UserError(f"--out={out} exists already, and nothing is overwritten: name another folder")
-    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        for name, data in files.items():
-            write_atomically(draft / name, data)
-        os.rename(draft, out)
+        with draft_of(out, folder=True) as draft:
+            for name, data in files.items():
+                write_atomically(draft / name, data)
+            os.rename(draft, out)
+        system.flush_folder(out.parent)
     except OSError as error:
         raise UserError(f"can not create {out}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def export(tag: str, out: Path) -> tuple[Checkpoint, Tokenizer]:

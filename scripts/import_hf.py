@@ -23,16 +23,31 @@ class ImportConfig:
     model_tag: str = flag("", "the new run's tag (without: the folder's name)")
 
 
+def file_of_each_tensor(index: Path) -> dict[str, str]:
+    """What an index of several files says; all of them lie in its folder. Raises UserError."""
+    from nanochat.hf_format import read_json, shown
+
+    wanted = read_json(index).get("weight_map")
+    if not isinstance(wanted, dict) or not wanted:
+        raise UserError(f"{index}: weight_map is {shown(wanted)}, wanted a file for each tensor")
+    for name, file in wanted.items():
+        if not isinstance(file, str) or not re.fullmatch(r"[\w][\w.-]*\.safetensors", file):
+            raise UserError(
+                f"{index}: {shown(name)} is to be in {shown(file)}, wanted a .safetensors file of this folder"
+            )
+    return wanted
+
+
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """A folder's tensors under this book's names, from one safetensors file or several. Raises UserError."""
     from safetensors import SafetensorError, safe_open
 
-    from nanochat.hf_format import our_name, read_json
+    from nanochat.hf_format import our_name
 
     index = folder / "model.safetensors.index.json"
     wanted: dict[str, str] = {}
     if index.exists():
-        wanted = read_json(index).get("weight_map", {})
+        wanted = file_of_each_tensor(index)
     elif not (folder / "model.safetensors").exists():
         if any(folder.glob("pytorch_model*.bin")):
             raise UserError(f"{folder} has its weights in pytorch_model.bin, a program, which is not run")
@@ -44,7 +59,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
                 for name in file.keys():  # noqa: SIM118
                     if not name.endswith("rotary_emb.inv_freq"):  # a table that older versions stored
                         tensors[our_name(name)] = file.get_tensor(name)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise UserError(f"{path} can not be read, perhaps half downloaded: {error}") from None
     lost = [name for name in wanted if our_name(name) not in tensors and not name.endswith("inv_freq")]
     if lost:

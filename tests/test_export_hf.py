@@ -473,7 +473,7 @@ BAD_FOLDERS = {
     "an older spelling": (set_config(rope_parameters=None, rope_theta=5.0), "'rope_theta': 5.0"),
     "quantized": (set_config(quantization_config={"bits": 4}), "quantization_config is {'bits': 4}"),
     "impossible heads": (set_config(num_attention_heads=5), "does not divide into n_head 5 heads"),
-    "no number": (set_config(hidden_size="32"), "hidden_size is '32', wanted a positive whole number"),
+    "no number": (set_config(hidden_size="32"), "hidden_size is '32', wanted a whole number"),
     "another width": (set_config(hidden_size=64, intermediate_size=256), "has the shape (300, 32)"),
     "fewer blocks": (set_config(num_hidden_layers=1), "tensor transformer.h.1."),
     "more blocks": (set_config(num_hidden_layers=3), "6 of 20 tensors are missing, transformer.h.2."),

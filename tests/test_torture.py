@@ -15,7 +15,7 @@ KILLS = 4
 @pytest.mark.slow
 def test_some_kills(tmp_path: Path) -> None:
     with own_base(tmp_path):
-        count = torture(tmp_path, KILLS, steps=60)
+        count = torture(tmp_path, KILLS, steps=30)
     assert count.problems == []
     assert count.kills == KILLS
     assert count.runs == count.identical >= 1

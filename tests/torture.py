@@ -141,7 +141,7 @@ class Torture:
         return True
 
 
-def torture(base: Path, kills: int, steps: int = 200, seed: int = 0) -> Count:
+def torture(base: Path, kills: int, steps: int, seed: int = 0) -> Count:
     """Kill `kills` times, over as many runs as it takes; the base folder has the tiny corpus."""
     play = Torture(base, steps, seed)
     while play.count.kills < kills:
@@ -155,14 +155,16 @@ def main() -> int:
         prog="python -m tests.torture", description="Kill and resume a training."
     )
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=60, help="of each training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, own_base(Path(folder)):
-        count = torture(Path(folder), chosen.kills, seed=chosen.seed)
+        count = torture(Path(folder), chosen.kills, chosen.steps, chosen.seed)
+    given = f"--kills={chosen.kills} --steps={chosen.steps} --seed={chosen.seed}"
     record = {
-        "command": f"python -m tests.torture --kills={chosen.kills} --seed={chosen.seed}",
+        "command": f"python -m tests.torture {given}",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": platform.machine(),
         "python": platform.python_version(),
