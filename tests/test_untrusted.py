@@ -31,7 +31,8 @@ from scripts.import_hf import file_of_each_tensor, read_weights
 from tests.core_questions import WORDS
 from tests.programs import answer
 
-EXAMPLES = int(os.environ.get("NANOCHAT_FUZZ", "25"))  # of each kind; the chapters say how many were tried
+DEFAULT = 25
+EXAMPLES = int(os.environ.get("NANOCHAT_FUZZ", DEFAULT))  # of each kind
 fuzzed = settings(
     max_examples=EXAMPLES,
     deadline=None,
@@ -424,6 +425,12 @@ def test_a_bundle_whose_paths_climb_out(uri: str, tmp_path: Path) -> None:
     (bundle / "eval_meta_data.csv").write_text("Eval Task,Random baseline\nt,0\n")
     with pytest.raises(UserError, match="leads out of the bundle"):
         read_bundle(bundle)
+
+
+def test_the_numbers_of_the_chapter() -> None:
+    chapter = " ".join((Path(__file__).parents[1] / "lit" / "60-common-ground.md").read_text("utf-8").split())
+    kinds = [name for name in globals() if name.startswith("test_any_")]
+    assert f"are such kinds, {len(kinds)} in all. `make test` tries {DEFAULT} files of each" in chapter
 
 
 # --- the check itself ----------------------------------------------------------------

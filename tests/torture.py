@@ -29,7 +29,7 @@ from nanochat.checkpoint_manager import load_checkpoint, read_record, saved_step
 from tests.tiny_run import flags, own_base, records, tiny_config
 
 # A process is forked from a server that has these, so that a start takes no seconds.
-SERVER_HAS = ["torch", "nanochat.run", "nanochat.training", "nanochat.checkpoint_manager"]
+SERVER_HAS = ["torch", "torch._dynamo", "nanochat.run", "nanochat.training", "nanochat.checkpoint_manager"]
 EVERY = (1, 2, 5, 20)  # steps between checkpoints: one of these for each run
 
 
