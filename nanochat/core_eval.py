@@ -188,17 +188,18 @@ def judge(task: Task, question: Question, scores: Sequence[RowScore]) -> Verdict
             "damaged, or its training diverged"
         )
     points, chosen = credit(task.kind, scores, item.gold) if scores else (None, [])
+    starts = zip(question.rows, question.starts, strict=True)
     return Verdict(
-        task.name,
-        item.number,
-        points,
-        item.gold,
-        chosen,
-        [score.loss for score in scores],
-        scores[0].exact if scores and task.kind == "language_modeling" else None,
-        [len(row) - start for row, start in zip(question.rows, question.starts, strict=True)],
-        question.cut,
-        [task.delimiter.join(text) for text in item.texts],
+        task=task.name,
+        number=item.number,
+        credit=points,
+        gold=item.gold,
+        chosen=chosen,
+        losses=[score.loss for score in scores],
+        exact=scores[0].exact if scores and task.kind == "language_modeling" else None,
+        scored=[len(row) - start for row, start in starts],
+        cut=question.cut,
+        texts=[task.delimiter.join(text) for text in item.texts],
     )
 
 
@@ -284,18 +285,18 @@ def summarize(task: Task, verdicts: Sequence[Verdict]) -> TaskResult:
     accuracy = sum(credits) / len(credits)
     scale = 1 - task.chance
     return TaskResult(
-        task.name,
-        task.kind,
-        task.shots,
-        len(credits),
-        len(task.items),
-        sum(verdict.cut > 0 for verdict in verdicts),
-        len(verdicts) - len(credits),
-        sum(len(verdict.chosen) > 1 for verdict in verdicts),
-        accuracy,
-        task.chance,
-        (accuracy - task.chance) / scale,
-        math.sqrt(accuracy * (1 - accuracy) / len(credits)) / scale,
+        name=task.name,
+        kind=task.kind,
+        shots=task.shots,
+        items=len(credits),
+        of=len(task.items),
+        cut=sum(verdict.cut > 0 for verdict in verdicts),
+        left_out=len(verdicts) - len(credits),
+        tied=sum(len(verdict.chosen) > 1 for verdict in verdicts),
+        accuracy=accuracy,
+        chance=task.chance,
+        centered=(accuracy - task.chance) / scale,
+        stderr=math.sqrt(accuracy * (1 - accuracy) / len(credits)) / scale,
     )
 
 
@@ -305,6 +306,7 @@ def evaluate_core(
     most: int = -1,
     ranks: Ranks | None = None,
     most_tokens: int = 0,
+    *,
     watch: Callable[[Task, int], Callable[[int], object]] = lambda task, count: lambda done: None,
     said: Callable[[TaskResult], object] = lambda result: None,
 ) -> Report:

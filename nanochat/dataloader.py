@@ -181,6 +181,7 @@ class TokenLoader:
         batch_size: int,
         sequence_len: int,
         ranks: Ranks | None = None,
+        *,
         device: torch.device | str = "cpu",
         shuffle_window: int = 1024,
         seed: int = 42,

@@ -212,8 +212,8 @@ def main() -> None:
         config.max_per_task,
         ranks,
         config.batch_tokens,
-        watch_task(ranks),
-        say_result,
+        watch=watch_task(ranks),
+        said=say_result,
     )
     record = make_record(config, tasks, opened, report, time.perf_counter() - began)
     if ranks.first:

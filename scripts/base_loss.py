@@ -145,7 +145,7 @@ def measure(
     token_bytes = tokenizer.token_bytes().to(device)
     found: dict[str, float] = {}
     for split in ("val", "train"):
-        loader = TokenLoader(data, split, tokenizer, size, length, ranks, device, shuffle_window=1)
+        loader = TokenLoader(data, split, tokenizer, size, length, ranks, device=device, shuffle_window=1)
         batches = Counted(loader, most)
         try:
             found[split] = evaluate_bpb(losses, batches, 0, token_bytes, ranks)

@@ -399,7 +399,8 @@ def load(case: Case, device: torch.device) -> Work:
 
     name, tokenizer = open_text()
     size = case.size
-    batches = iter(TokenLoader(name, "train", tokenizer, size.B, size.T, Ranks(), device, seed=0))
+    loader = TokenLoader(name, "train", tokenizer, size.B, size.T, Ranks(), device=device, seed=0)
+    batches = iter(loader)
     clock, count = Clock(device), max(1, 2**19 // (size.B * size.T))
 
     def turn() -> dict[str, float]:

@@ -203,7 +203,7 @@ def prepare_texts(config: CompareConfig, shape: dict[str, int], batch_size: int)
     def take(split: str, count: int, seed: int) -> list[Any]:
         """The first batches of a split, as arrays."""
         batches = TokenLoader(
-            data, split, tokenizer, batch_size, length, Ranks(), torch.device("cpu"), seed=seed
+            data, split, tokenizer, batch_size, length, Ranks(), device=torch.device("cpu"), seed=seed
         )
         try:
             pairs = itertools.islice(iter(batches), count)

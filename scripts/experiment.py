@@ -71,7 +71,7 @@ def run(
     from nanochat.evidence.runs import complete
 
     command = f"python -m scripts.experiment {one.name}" + (f" --seeds={seeds}" if seeds else "")
-    return complete(one, device, seeds, workers, anew, command, first)
+    return complete(one, device, seeds, workers, anew=anew, command=command, first=first)
 
 
 def write_record(record: dict[str, Any], path: Path) -> None:

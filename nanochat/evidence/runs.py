@@ -143,6 +143,7 @@ def complete(
     device: str,
     seeds: int = 0,
     workers: int = 1,
+    *,
     anew: bool = False,
     command: str = "",
     first: int = 0,

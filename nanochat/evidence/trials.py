@@ -45,7 +45,14 @@ class Text:
         size, length = self.setting.batch_size, self.setting.sequence_len
         if self.tokenizer is not None:
             loader = TokenLoader(
-                self.setting.data, split, self.tokenizer, size, length, Ranks(), self.device, seed=seed
+                self.setting.data,
+                split,
+                self.tokenizer,
+                size,
+                length,
+                Ranks(),
+                device=self.device,
+                seed=seed,
             )
             try:
                 yield from loader

@@ -758,18 +758,21 @@ def probe_flops(m: ModuleType) -> Iterator[Case]:
 SCORES = torch.tensor([0.0, 3.0, 1.0, 4.0, -1.0, 2.0, -2.0, -3.0])
 
 
+def scripted_gpt(m: ModuleType) -> Any:
+    """A model of 8 tokens that gives SCORES at the last position, others before."""
+
+    def forward(idx: Tensor, *rest: Any, last_only: bool = False, **named: Any) -> Tensor:
+        logits = SCORES.flip(0).repeat(idx.size(0), idx.size(1), 1)
+        logits[:, -1] = SCORES
+        return logits[:, -1:] if last_only else logits
+
+    model = m.GPT(configure(m, vocab_size=8))
+    model.forward = forward
+    return model
+
+
 def probe_generate(m: ModuleType) -> Iterator[Case]:
-    def scripted() -> Any:
-        """A model of 8 tokens that gives SCORES at the last position, others before."""
-
-        def forward(idx: Tensor, *rest: Any, last_only: bool = False, **named: Any) -> Tensor:
-            logits = SCORES.flip(0).repeat(idx.size(0), idx.size(1), 1)
-            logits[:, -1] = SCORES
-            return logits[:, -1:] if last_only else logits
-
-        model = m.GPT(configure(m, vocab_size=8))
-        model.forward = forward
-        return model
+    scripted = partial(scripted_gpt, m)
 
     def greedy(prompt: list[int], n: int) -> dict[str, Any]:
         given = list(prompt)

@@ -55,8 +55,24 @@ def hero(axes: Axes, palette: Palette) -> None:
         ends = [right + 12 + indent, right + 12 + 158 * part]
         axes.plot(ends, [130 + 10 * row] * 2, color=palette.faint, lw=3.2)
     arrow(axes, (wide + 1, 105), (right - 1, 105), palette.orange, lw=2.2, mutation_scale=14)
-    # training
     run = record("train-cpu")
+    draw_training(axes, palette, run, (0, below, wide, high))
+    draw_writing(axes, palette, run, (right, below, wide, high))
+    arrow(axes, (wide + 1, below + 76), (right - 1, below + 76), palette.blue, lw=2.2, mutation_scale=14)
+    # from the program to the training
+    turn: dict[str, Any] = {"color": palette.orange, "lw": 2.2, "solid_capstyle": "butt"}
+    middle = high + 15
+    axes.plot(
+        [right + wide / 2, right + wide / 2, wide / 2, wide / 2], [high, middle, middle, below - 6], **turn
+    )
+    arrow(axes, (wide / 2, middle), (wide / 2, below - 1), palette.orange, lw=2.2, mutation_scale=14)
+
+
+def draw_training(
+    axes: Axes, palette: Palette, run: dict[str, Any], place: tuple[int, int, int, int]
+) -> None:
+    """The corner that shows the training: its loss over its steps."""
+    _, below, wide, high = place
     loss, steps = run["metrics"]["smooth_loss"], run["metrics"]["step"]
     box(axes, palette, 0, below, wide, high, rounding=7)
     minutes = run["numbers"]["minutes"]
@@ -72,7 +88,11 @@ def hero(axes: Axes, palette: Palette) -> None:
     axes.text(left + across, ys[-1] - 10, end, color=palette.blue, size=SMALL, ha="right", va="center")
     about = f"{run['numbers']['steps']:,} steps on {run['machine']['cores']} CPU cores"
     axes.text(left, bottom + 13, about, color=palette.muted, size=SMALL, va="center")
-    # what it writes
+
+
+def draw_writing(axes: Axes, palette: Palette, run: dict[str, Any], place: tuple[int, int, int, int]) -> None:
+    """The corner that shows what the trained model writes."""
+    right, below, wide, high = place
     box(axes, palette, right, below, wide, high, colour=palette.green, rounding=7)
     axes.text(right + 11, below + 17, "and writes", weight="bold", va="center")
     prompt = PROMPTS[1]
@@ -81,14 +101,6 @@ def hero(axes: Axes, palette: Palette) -> None:
     for row, line in enumerate(lines):
         text = line if line is not lines[-1] else f"{line} …"
         axes.text(right + 11, below + 40 + 17 * row, text, va="center", size=SMALL)
-    arrow(axes, (wide + 1, below + 76), (right - 1, below + 76), palette.blue, lw=2.2, mutation_scale=14)
-    # from the program to the training
-    turn: dict[str, Any] = {"color": palette.orange, "lw": 2.2, "solid_capstyle": "butt"}
-    middle = high + 15
-    axes.plot(
-        [right + wide / 2, right + wide / 2, wide / 2, wide / 2], [high, middle, middle, below - 6], **turn
-    )
-    arrow(axes, (wide / 2, middle), (wide / 2, below - 1), palette.orange, lw=2.2, mutation_scale=14)
 
 
 def the_lines() -> list[str]:

@@ -40,6 +40,50 @@ def times(shape: tuple[int, ...]) -> str:
     return " × ".join(map(str, shape))
 
 
+def draw_branches(
+    axes: Axes, palette: Palette, seen: dict[str, Any], stream: int, mono: dict[str, Any]
+) -> None:
+    """Attention and MLP: each leaves the residual stream, computes, and is added to it."""
+    branches = (
+        (
+            166,
+            68,
+            palette.orange,
+            (
+                ("c_q  c_k  c_v", times(seen["attn.c_q"])),
+                ("rotate, norm", times(seen["apply_rotary_emb"][1:])),
+                ("look back", ""),
+                ("c_proj", times(seen["attn.c_proj"])),
+            ),
+        ),
+        (
+            248,
+            54,
+            palette.green,
+            (
+                ("c_fc", times(seen["mlp.c_fc"])),
+                ("relu²", ""),
+                ("c_proj", times(seen["mlp.c_proj"])),
+            ),
+        ),
+    )
+    for top, high, colour, lines in branches:
+        arrow(axes, (stream, top + 11), (148, top + 11), colour, lw=1.6)
+        box(axes, palette, 149, top, 42, 22, text="norm", rounding=4, fill=palette.ground, **mono)
+        arrow(axes, (191, top + 11), (203, top + 11), colour, lw=1.6)
+        box(axes, palette, 204, top, 176, high, colour=colour, rounding=5)
+        for row, (name, size) in enumerate(lines):
+            y = top + high * (row + 0.5) / len(lines) + 1 - (len(lines) - 1 - 2 * row) * 0.4
+            axes.text(211, y, name, va="center", **mono)
+            axes.text(374, y, size, va="center", ha="right", size=SMALL, color=palette.muted)
+        bottom = top + high - 10
+        arrow(axes, (204, bottom), (stream + 9, bottom), colour, lw=1.6)
+        axes.add_patch(
+            Circle((stream, bottom), 9, facecolor=palette.ground, edgecolor=colour, lw=1.6, zorder=3)
+        )
+        axes.text(stream, bottom, "+", ha="center", va="center", weight="bold", zorder=4)
+
+
 @picture(
     "model-map",
     alt="""A map of the model, from top to bottom. Token ids (B, T) become vectors (B, T, C) in wte and
@@ -84,44 +128,7 @@ def model_map(axes: Axes, palette: Palette) -> None:
     axes.text(stream + 14, 153, f"block, {JOURNEY.n_layer} times", weight="bold", va="center")
     axes.plot([stream, stream], [111, 322], color=palette.ink, lw=3.4, solid_capstyle="butt")
     shape(126, "B, T, C", seen["norm"])
-    branches = (
-        (
-            166,
-            68,
-            palette.orange,
-            (
-                ("c_q  c_k  c_v", times(seen["attn.c_q"])),
-                ("rotate, norm", times(seen["apply_rotary_emb"][1:])),
-                ("look back", ""),
-                ("c_proj", times(seen["attn.c_proj"])),
-            ),
-        ),
-        (
-            248,
-            54,
-            palette.green,
-            (
-                ("c_fc", times(seen["mlp.c_fc"])),
-                ("relu²", ""),
-                ("c_proj", times(seen["mlp.c_proj"])),
-            ),
-        ),
-    )
-    for top, high, colour, lines in branches:
-        arrow(axes, (stream, top + 11), (148, top + 11), colour, lw=1.6)
-        box(axes, palette, 149, top, 42, 22, text="norm", rounding=4, fill=palette.ground, **mono)
-        arrow(axes, (191, top + 11), (203, top + 11), colour, lw=1.6)
-        box(axes, palette, 204, top, 176, high, colour=colour, rounding=5)
-        for row, (name, size) in enumerate(lines):
-            y = top + high * (row + 0.5) / len(lines) + 1 - (len(lines) - 1 - 2 * row) * 0.4
-            axes.text(211, y, name, va="center", **mono)
-            axes.text(374, y, size, va="center", ha="right", size=SMALL, color=palette.muted)
-        bottom = top + high - 10
-        arrow(axes, (204, bottom), (stream + 9, bottom), colour, lw=1.6)
-        axes.add_patch(
-            Circle((stream, bottom), 9, facecolor=palette.ground, edgecolor=colour, lw=1.6, zorder=3)
-        )
-        axes.text(stream, bottom, "+", ha="center", va="center", weight="bold", zorder=4)
+    draw_branches(axes, palette, seen, stream, mono)
     axes.text(44, 196, "attention", va="center", size=SMALL, color=palette.orange)
     axes.text(44, 275, "MLP", va="center", size=SMALL, color=palette.green)
     down(314, 334)

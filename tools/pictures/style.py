@@ -98,6 +98,7 @@ def figure(
     draw: Draw,
     alt: str,
     title: str = "",
+    *,
     height: float = 3.2,
     width: float = WIDTH,
     grid: tuple[int, int] = (1, 1),
@@ -113,7 +114,8 @@ def figure(
     alt = " ".join(alt.split())
     if len(alt) < 40 or set(alt) & set("[]"):
         raise ValueError(f"{name}: the alternative text must have 40 characters or more, and no []")
-    entry = Picture(name, draw, alt, title or name.replace("-", " "), (width, height), grid, options)
+    title = title or name.replace("-", " ")
+    entry = Picture(name, draw, alt, title, size=(width, height), grid=grid, options=options)
     PICTURES[name] = entry
     return entry
 

@@ -107,7 +107,16 @@ class Page:
         known = self.weaver.book.named(name, number)
         if known is None or known.chapter != chapter:
             known = Fragment(
-                name, title_of(name), chapter, 0, 0, fence.language, (), number, fence.file, fence.todo
+                name,
+                title_of(name),
+                chapter,
+                line=0,
+                end=0,
+                language=fence.language,
+                code=(),
+                number=number,
+                file=fence.file,
+                todo=fence.todo,
             )
         references = []
         for row, line in enumerate(code):
