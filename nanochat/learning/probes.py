@@ -771,6 +771,40 @@ def scripted_gpt(m: ModuleType) -> Any:
     return model
 
 
+def made_lazily(m: ModuleType) -> dict[str, Any]:
+    model = scripted_gpt(m)
+    script, passes = model.forward, []
+
+    def forward(*arguments: Any, **named: Any) -> Any:
+        passes.append(1)
+        return script(*arguments, **named)
+
+    model.forward = forward
+    next(iter(model.generate([1, 6], 6)))
+    return {"whether the first token comes before the others are made": len(passes) < 6}
+
+
+def made_by_seeds(m: ModuleType) -> dict[str, Any]:
+    def draw(seed: int, world: int) -> list[int]:
+        torch.manual_seed(world)
+        return [int(t) for t in scripted_gpt(m).generate([1, 6], 30, temperature=2.0, seed=seed)]
+
+    first, other = draw(5, 1), draw(6, 1)
+    random.seed(1)
+    again = draw(5, 2)
+    model = scripted_gpt(m)  # building one draws, so that comes first
+    torch.manual_seed(11)
+    random.seed(11)
+    torchs, pythons = torch.get_rng_state(), random.getstate()
+    list(model.generate([1, 6], 3, seed=5))
+    return {
+        "whether one seed repeats one text": first == again,
+        "whether another seed gives another text": first != other,
+        "whether torch's own random state is left alone": torch.equal(torchs, torch.get_rng_state()),
+        "whether Python's own random state is left alone": pythons == random.getstate(),
+    }
+
+
 def probe_generate(m: ModuleType) -> Iterator[Case]:
     scripted = partial(scripted_gpt, m)
 
@@ -784,18 +818,6 @@ def probe_generate(m: ModuleType) -> Iterator[Case]:
             "the prompt afterwards unchanged": given == prompt,
         }
 
-    def lazily() -> dict[str, Any]:
-        model = scripted()
-        script, passes = model.forward, []
-
-        def forward(*arguments: Any, **named: Any) -> Any:
-            passes.append(1)
-            return script(*arguments, **named)
-
-        model.forward = forward
-        next(iter(model.generate([1, 6], 6)))
-        return {"whether the first token comes before the others are made": len(passes) < 6}
-
     def frequencies(n: int, **named: Any) -> dict[str, Any]:
         made = torch.tensor([int(t) for t in scripted().generate([1, 6], n, seed=1, **named)])
         counts = torch.bincount(made, minlength=8)
@@ -808,26 +830,6 @@ def probe_generate(m: ModuleType) -> Iterator[Case]:
         made = {int(t) for t in scripted().generate([1, 6], n, top_k=k, seed=3)}
         return {"the tokens that ever come": str(sorted(made))}
 
-    def seeds() -> dict[str, Any]:
-        def draw(seed: int, world: int) -> list[int]:
-            torch.manual_seed(world)
-            return [int(t) for t in scripted().generate([1, 6], 30, temperature=2.0, seed=seed)]
-
-        first, other = draw(5, 1), draw(6, 1)
-        random.seed(1)
-        again = draw(5, 2)
-        model = scripted()  # building one draws, so that comes first
-        torch.manual_seed(11)
-        random.seed(11)
-        torchs, pythons = torch.get_rng_state(), random.getstate()
-        list(model.generate([1, 6], 3, seed=5))
-        return {
-            "whether one seed repeats one text": first == again,
-            "whether another seed gives another text": first != other,
-            "whether torch's own random state is left alone": torch.equal(torchs, torch.get_rng_state()),
-            "whether Python's own random state is left alone": pythons == random.getstate(),
-        }
-
     def refused(prompt: list[int], **named: Any) -> dict[str, Any]:
         list(scripted().generate(prompt, 2, **named))
         return {"what happens": "nothing is refused"}
@@ -836,13 +838,13 @@ def probe_generate(m: ModuleType) -> Iterator[Case]:
     yield Case("temperature 0, 1 token and then 4 more", partial(greedy, [5], 4))
     yield Case("temperature 0, nothing asked", partial(greedy, [3, 1], 0))
     yield Case("temperature 0, past the training length", partial(greedy, list(range(11)), 6))
-    yield Case("6 tokens of which one is taken", lazily)
+    yield Case("6 tokens of which one is taken", partial(made_lazily, m))
     yield Case("temperature 1", partial(frequencies, 300))
     yield Case("temperature 0.5", partial(frequencies, 300, temperature=0.5))
     yield Case("top_k 3", partial(kept, 250, 3))
     yield Case("top_k 1", partial(kept, 20, 1))
     yield Case("top_k 100 of 8 tokens", partial(frequencies, 300, top_k=100))
-    yield Case("seeds", seeds)
+    yield Case("seeds", partial(made_by_seeds, m))
     yield Case("an empty prompt", partial(refused, []))
     yield Case("temperature -1", partial(refused, [1], temperature=-1.0))
     yield Case("top_k 0", partial(refused, [1], top_k=0))
