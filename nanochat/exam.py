@@ -78,7 +78,7 @@ class Mark:
     task: str
     asked: int
     right: int
-    baseline: int  # how many the task's baseline has right
+    baseline: float  # how many the task's baseline has right; of choices, as many as chance has
     failures: tuple[tuple[str, str, str], ...]  # question, right answer, what the model said
 
     @property
@@ -106,8 +106,15 @@ def examine(model: GPT, tokenizer: Tokenizer, task: Task, count: int) -> Mark:
         for example, answer, good in zip(examples, said, right, strict=True)
         if not good
     )
-    baseline = sum(task.judge(example, task.guess(example)) for example in examples)
+    baseline = sum(by_chance(task, example) for example in examples)
     return Mark(task.name, len(examples), sum(right), baseline, failures)
+
+
+def by_chance(task: Task, example: Example) -> float:
+    """1 if the baseline is right, 0 if not; where it takes any choice, the chance that it is."""
+    if example.choices:
+        return 1 / len(example.choices)
+    return float(task.judge(example, task.guess(example)))
 
 
 SCORE = "talk score (six tasks)"

@@ -77,6 +77,17 @@ def test_an_examination_counts_and_keeps_what_was_wrong(model: GPT) -> None:
     assert mark.above_baseline == pytest.approx(0.5)
 
 
+class Choices(Stub):
+    """The same, as a choice of four."""
+
+    def draw(self, rng: random.Random, split: str) -> Example:
+        return Example(KNOWN[rng.randrange(3)].turns, ("I call nobody.", "two", "x", "Well, six"))
+
+
+def test_the_baseline_of_a_choice_is_chance_and_not_luck(model: GPT) -> None:
+    assert examine(model, TOKENIZER, Choices(), 3).baseline == pytest.approx(3 / 4)
+
+
 def test_a_choice_is_made_byte_for_byte(model: GPT) -> None:
     turns = (user("c"), assistant("I call nobody."))
     for choices in itertools.permutations(("I call nobody.", "two", "x")):
