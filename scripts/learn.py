@@ -21,6 +21,7 @@ from nanochat.common import UserError, nearest, run_program, write_atomically
 from nanochat.flags import REQUIRED, flag, parse_command
 from nanochat.learning.court import Judge
 from nanochat.learning.gaps import Frame, explain_gap
+from nanochat.learning.grading import grade_folder, write_tables
 from nanochat.learning.hybrid import BOOK_PATH, Source, Unjudgeable, read_source
 from nanochat.learning.progress import SKELETON, Milestone, Verdict, Workshop
 from nanochat.learning.report import PROMPT, Rehearsal, Report
@@ -535,6 +536,28 @@ def look_again(session: Session) -> None:
     )
 
 
+@dataclass(frozen=True)
+class GradeFiles:
+    """Judge all files of a folder, each by itself, and write grades.csv and grades.md into it."""
+
+    folder: str = flag("", "the folder with learners' files, or with a folder for each", positional=True)
+
+
+def grade(session: Session, args: GradeFiles) -> int:
+    """Judge every file, say how far each is, and write the table. 0: all were judged."""
+    folder = Path(args.folder)
+    if not args.folder or not folder.is_dir():
+        raise UserError(f"grade wants a folder of learners' files; {args.folder or 'nothing'} is none")
+    grades = []
+    for one in grade_folder(folder):
+        row = one.row()
+        print(f"{row['passed']:>2} of {len(STEPS)}  {one.name}  {row['why not judged']}".rstrip(), flush=True)
+        grades.append(one)
+    made = write_tables(grades, folder / "grades")
+    print(f"wrote {' and '.join(shown(path) for path in made)}")
+    return 0 if all(row["not judged"] == "0" for row in (one.row() for one in grades)) else 1
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Session, Any], int]]] = {
     "run": (Run, run),
     "check": (Check, check),
@@ -544,6 +567,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Session, Any], int]]] = {
     "diff": (Diff, diff),
     "reset": (Reset, reset),
     "watch": (Watch, watch),
+    "grade": (GradeFiles, grade),
 }
 
 

@@ -10,7 +10,8 @@ import sys
 import tempfile
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, NoReturn
@@ -119,7 +120,8 @@ def visit(path: Path, folder: Path, time_limit: float) -> NoReturn:
         system.limit_memory(MEMORY_LIMIT)
         system.limit_file_size(FILE_LIMIT)
         system.limit_time(time_limit, notes)
-        import_watched(path)
+        with guarded():
+            import_watched(path)
     except UserError as error:
         says = str(error)
     except BaseException as error:
@@ -158,6 +160,47 @@ def leave_the_compiler_out() -> None:
             plain = wrapper.__closure__[code.co_freevars.index("fn")].cell_contents
             if isinstance(plain, FunctionType):
                 plain.__dict__.setdefault("__dynamo_disable", plain)
+
+
+STARTS = (
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.forkpty",
+    "os.posix_spawn",
+    "os.spawn",
+    "subprocess.Popen",
+    "pty.spawn",
+)
+SOLUTIONS = ("nanochat.normans_gpt", "nanochat.gpt", "nanochat.learning.mistakes")
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+looking = [False]
+
+
+def forbid(event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook: refuse what a file that is graded must not do."""
+    if not looking[0]:
+        return
+    if event in STARTS:
+        raise PermissionError("a file that is graded starts no process")
+    if event == "import" and arguments[0] in SOLUTIONS:
+        raise PermissionError(f"a file that is graded does not import {arguments[0]}")
+    if event == "open" and isinstance(arguments[0], str | bytes):
+        name = os.fsdecode(arguments[0]).replace(os.sep, ".")
+        if any(name.endswith(f"{module}.py") for module in SOLUTIONS):
+            raise PermissionError("a file that is graded does not read the solution")
+        if isinstance(arguments[2], int) and arguments[2] & WRITING and not name.endswith((".pyc", "null")):
+            raise PermissionError("a file that is graded writes no file")
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """While active, the audit hook looks; without effect where none was set."""
+    looking[0] = True
+    try:
+        yield
+    finally:
+        looking[0] = False
 
 
 if __name__ == "__main__":

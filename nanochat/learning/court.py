@@ -87,12 +87,15 @@ class _Worker:
     ready: bool = False
 
     @classmethod
-    def start(cls) -> Self:
+    def start(cls, guarded: bool) -> Self:
         """A worker that is importing torch, and will say so."""
         errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
         process = subprocess.Popen(
-            [sys.executable, "-c", "from nanochat.learning.judge import serve; serve()"],
+            [
+                *(sys.executable, "-c", "from nanochat.learning.judge import serve; serve()"),
+                *(["--guarded"] if guarded else []),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -154,8 +157,12 @@ def _explain_death(step: Step, path: str, code: int | None, last_words: str, lim
 class Judge:
     """Judges files in a worker process that is kept between calls. Use it in a `with`."""
 
-    def __init__(self, book_path: Path = BOOK_PATH, time_limit: float = 5.0) -> None:
-        """time_limit: seconds on the processor that one step, or the import of the file, may take."""
+    def __init__(self, book_path: Path = BOOK_PATH, time_limit: float = 5.0, guarded: bool = False) -> None:
+        """time_limit: seconds on the processor that one step, or the import of the file, may take.
+
+        guarded: let the file start no process, write no file and read no solution.
+        """
+        self.guarded = guarded
         self.book_path = book_path
         self.time_limit = time_limit
         self.arrival = Arrival()  # what happened when the last file was imported
@@ -208,7 +215,7 @@ class Judge:
     def _ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """What the worker says, or None if it has died. Raises Unjudgeable if none can be started."""
         if self._worker is None:
-            self._worker = _Worker.start()
+            self._worker = _Worker.start(self.guarded)
         if not self._worker.ready:
             if self._worker.hear(START_LIMIT) is None:
                 words = self._bury()[1].strip()[-500:]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from nanochat import system
-from nanochat.learning.arrival import arrive, leave_the_compiler_out
+from nanochat.learning.arrival import arrive, forbid, guarded, leave_the_compiler_out
 from nanochat.learning.court import Judge, Verdict, cannot_be_judged, judge
 from nanochat.learning.hybrid import (
     Source,
@@ -241,7 +241,7 @@ def look(book: Source, learner: Source, step: Step) -> Finding:
     settle()
     expected = expected_of(book, step.id)
     out = io.StringIO()
-    with contextlib.redirect_stdout(out):
+    with contextlib.redirect_stdout(out), guarded():
         evidence, postponed = _postpone(learner, step, expected, _try(book, learner, step, ()))
         difference = compare_evidence(expected, evidence, step.tolerance)
         if difference is not None and _may_be_a_question_of_names(evidence):
@@ -571,6 +571,8 @@ def serve() -> None:
     system.limit_memory(MEMORY_LIMIT)
     system.limit_file_size(FILE_LIMIT)
     leave_the_compiler_out()
+    if "--guarded" in sys.argv:
+        sys.addaudithook(forbid)
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in requests:
         request = json.loads(line)
