@@ -102,7 +102,7 @@ def _send_a_child(path: Path, folder: Path, time_limit: float) -> int | None:
     command = [sys.executable, "-m", "nanochat.learning.arrival", str(path), str(folder), str(time_limit)]
     process = subprocess.Popen(command, start_new_session=True)
     with suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=60 + 3 * time_limit)
+        process.wait(timeout=60 + system.CLOCK * time_limit)
     code = process.poll()
     system.end_with_children(process)
     return code

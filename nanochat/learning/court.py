@@ -222,7 +222,7 @@ class Judge:
                 raise Unjudgeable(f"the judge's own process does not start: {words}")
             self._worker.ready = True
         self._worker.ask({**request, "time_limit": self.time_limit})
-        return self._worker.hear(3 * self.time_limit + ANSWER_LIMIT)
+        return self._worker.hear(system.CLOCK * self.time_limit + ANSWER_LIMIT)
 
     def _bury(self) -> tuple[int | None, str]:
         """Forget a worker that is dead, or silent: its exit status, and its last words."""
