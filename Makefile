@@ -5,7 +5,7 @@
 # Another Python than the one found: make TARGET PYTHON=/path/to/python, or PYTHON_BOOK=… for the second.
 
 .DEFAULT_GOAL := help
-.PHONY: help train chat learn test torture tangle check watch where bench compare evidence numbers pictures gpu serve site book clean environment \
+.PHONY: help train chat chat-web report learn test torture tangle check watch where bench compare evidence numbers pictures gpu serve site book clean environment \
 	book-environment tangle-if-possible check-if-possible
 
 # A Python of any age that runs. (pyenv's python3 is on the PATH even where it does not.)
@@ -28,6 +28,12 @@ train: environment tangle-if-possible ## train a small GPT in five minutes and r
 
 chat: environment tangle-if-possible ## teach the model to answer, in ten minutes after make train, and talk to it
 	@.venv/bin/python -m scripts.quickchat
+
+chat-web: environment ## talk to what you trained in a browser, or with any client of OpenAI's interface
+	@.venv/bin/python -m scripts.chat_web
+
+report: environment ## one page about what you trained: build/report.md and build/report.html
+	@.venv/bin/python -m scripts.report
 
 learn: environment ## rewrite the model yourself: copy the skeleton, run it up to the first gap, say what to write
 	@.venv/bin/python -m scripts.learn run --any-answer

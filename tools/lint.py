@@ -18,6 +18,9 @@ SUFFIXES = {
     "bash": (".sh",),
     "sh": (".sh",),
     "c": (".c",),
+    "html": (".html",),
+    "css": (".css",),
+    "javascript": (".js",),
     "toml": (".toml",),
     "yaml": (".yml", ".yaml"),
 }

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from tools.problems import Problem
 
 # Entangled knows more languages. These have a use in nanochat/ and scripts/.
-LANGUAGES = ("python", "bash", "sh", "c", "toml", "yaml")
+LANGUAGES = ("python", "bash", "sh", "c", "toml", "yaml", "html", "css", "javascript")
 ATTRIBUTES = ("file", "todo")
 
 NAME = r"[A-Za-z][A-Za-z0-9_.-]*"
