@@ -216,8 +216,12 @@ class TokenLoader:
             for key, now in self._stream.items():
                 if state.get(key) != now:
                     raise UserError(f"cannot resume reading: {key} was {state.get(key)!r} and is now {now!r}")
-            place = Place(state["epoch"], state["group"], state["token"])
-            first, self._taken = state["first"], state["taken"]
+            numbers: list[Any] = [state.get(key) for key in ("epoch", "group", "token", "first", "taken")]
+            whole = all(type(number) is int and number >= 0 for number in numbers)
+            if not whole or numbers[-1] > window * -(-256 // window):
+                raise UserError(f"cannot resume reading: {numbers} in the state is no place in a text")
+            place = Place(*numbers[:3])
+            first, self._taken = numbers[3:]
             if place.group >= len(groups):
                 raise UserError(
                     f"cannot resume reading: the state is in row group {place.group} of {data}, "

@@ -127,8 +127,9 @@ class TestOneStream:
         (tmp_path / "b.txt").write_text("cd")
         prepare_folder(tmp_path, "tiny")
         inputs, targets = next(TokenLoader("tiny", "train", BYTES, 1, 7, shuffle_window=1))
-        assert inputs.tolist() == [[BOS, 97, 98, BOS, 97, 98, BOS]]
-        assert targets.tolist() == [[97, 98, BOS, 97, 98, BOS, 97]]
+        ((one, two),) = (text.encode() for text in documents("tiny", "train"))
+        assert inputs.tolist() == [[BOS, one, two, BOS, one, two, BOS]]
+        assert targets.tolist() == [[one, two, BOS, one, two, BOS, one]]
 
 
 class TestMixing:
@@ -228,11 +229,11 @@ class TestResuming:
     @pytest.mark.parametrize("window", [1, 5, 300])
     def test_a_stop_changes_nothing(self, window: int) -> None:
         flat = len(stream("train"))
-        plain = take(loader(window=window), 700)
-        assert 2 * flat < 700 * 16  # over the borders of blocks and epochs
+        plain = take(loader(window=window), 800)
+        assert 2 * flat < 800 * 16  # over the borders of blocks and epochs
         source = loader(window=window)
         states = [source.state_dict()]
-        for _ in range(699):
+        for _ in range(799):
             next(source)
             states.append(json.loads(json.dumps(source.state_dict())))
         assert {state["epoch"] for state in states} >= {0, 1}
@@ -374,3 +375,13 @@ def test_a_stream_may_end_with_a_block(tokens: int, sequences: list[int]) -> Non
     assert [len(block.rows) for block in blocks] == sequences
     targets = np.concatenate([block.rows[:, 1:].ravel() for block in blocks])
     assert targets[targets >= 0].tolist() == list(range(1, tokens))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"epoch": "1"}, {"group": -1}, {"token": None}, {"first": 1.5}, {"taken": 10**15}, {"taken": True}],
+)
+def test_a_state_that_no_loader_wrote(wrong: dict[str, object]) -> None:
+    state = {**loader().state_dict(), **wrong}
+    with pytest.raises(UserError, match="is no place in a text"):
+        loader(state=state)

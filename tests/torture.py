@@ -67,10 +67,10 @@ class Torture:
         self.context.set_forkserver_preload(SERVER_HAS)
         self.count = Count()
         self.start("warm", save_every=0).join()  # the server has started then
-        began = time.perf_counter()
         self.start("unbroken", save_every=0).join()
-        self.seconds = time.perf_counter() - began
         self.expected = self.outcome("unbroken")
+        lines = (self.folder("unbroken") / "metrics.jsonl").read_text().splitlines()
+        self.seconds = json.loads(lines[-1])["seconds"] - json.loads(lines[0])["seconds"]
 
     def folder(self, tag: str) -> Path:
         return self.base / "base_checkpoints" / tag
@@ -101,10 +101,10 @@ class Torture:
         attempt = 0
         while True:
             process = self.start(tag, every)
-            if most > 0:
-                process.join(self.random.uniform(0, self.seconds / 2))
-            else:
-                process.join()
+            if most > 0 and self.random.random() < 0.9:
+                self.wait_for_a_step(tag, process)
+            moment = self.random.uniform(0, self.seconds / 2)
+            process.join(moment if most > 0 else None)
             if process.exitcode is None:
                 os.kill(process.pid, signal.SIGKILL)
                 process.join()
@@ -123,6 +123,14 @@ class Torture:
             else:
                 self.count.identical += 1
             return
+
+    def wait_for_a_step(self, tag: str, process: Any) -> None:
+        """Until this process has trained a step or ended; otherwise most kills would fall into its start."""
+        metrics, began = self.folder(tag) / "metrics.jsonl", time.time()
+        while process.exitcode is None:
+            if metrics.exists() and metrics.stat().st_mtime > began:
+                return
+            process.join(0.02)
 
     def look_at(self, tag: str) -> bool:
         """Count what a kill has left; whether there is a checkpoint to go on with."""
