@@ -119,7 +119,7 @@ def test_what_was_seen_is_added_to_the_checkpoint() -> None:
         assert progress["evaluated_at"] == progress["sampled_at"] == step
         assert progress["val_bpb"] is not None
         assert {"evaluation", "samples", "checkpoint"} <= set(progress["costs"])
-    assert progress["seconds"] == pytest.approx(result.seconds, abs=0.5)
+    assert result.train_seconds < progress["seconds"] <= result.seconds
     assert progress["samples_size"] == (result.folder / "samples.txt").stat().st_size
     again = train(tiny_config(save_every=4, sample_every=4, resume=result.tag))
     assert (again.steps, again.core) == (8, None)
