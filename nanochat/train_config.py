@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from nanochat.common import UserError
 from nanochat.dataset import prepare_corpus
-from nanochat.flags import flag
+from nanochat.flags import LARGEST_SEED, flag, keep_in_range
 from nanochat.machine import FORMATS
 from nanochat.tokenizer import SMALLEST_VOCAB_SIZE, Tokenizer, prepare_tokenizer, usual_vocab_size
 
@@ -101,6 +101,9 @@ def refuse_impossible_values(config: TrainConfig) -> None:
     ):
         if getattr(config, name) < 1:
             raise UserError(f"--{name}={getattr(config, name)}: must be at least 1")
+    keep_in_range(config, ("seed",), 0, LARGEST_SEED)
+    keep_in_range(config, ("depth", "n_embd", "n_head", "n_kv_head"), 0, 2**16)
+    keep_in_range(config, ("max_seq_len", "device_batch_size", "vocab_size"), 0, 2**20)
     for name in ("embedding_lr", "unembedding_lr", "matrix_lr", "weight_decay", "grad_clip", "vocab_size"):
         if getattr(config, name) < 0:
             raise UserError(f"--{name}={getattr(config, name)}: must not be negative")
