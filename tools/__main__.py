@@ -56,6 +56,10 @@ def check(root: Path) -> int:
     failed += ["width of the prose"] if wide else []
     failed += ["form of the answers"] if folded else []
     failed += checks.quality(root, outputs)
+    refused = checks.refused_evidence(root)
+    for line in refused:
+        print(line, file=sys.stderr)
+    failed += ["order of declaration and record"] if refused else []
     for line in checks.stale_evidence(root):
         print(line, file=sys.stderr)
     if failed:

@@ -70,6 +70,14 @@ def stale_evidence(root: Path) -> list[str]:
     return stale
 
 
+def refused_evidence(root: Path) -> list[str]:
+    """Each record of a declared experiment that is damaged, or older than what declares it."""
+    if not (root / "nanochat" / "evidence" / "declared.toml").is_file():
+        return []
+    refused: list[str] = importlib.import_module("nanochat.evidence.declared").refused_records(root)
+    return refused
+
+
 def quality(root: Path, outputs: dict[str, Output]) -> list[str]:
     """The names of the tools that complain, having passed on what they say."""
     python = root / ".venv" / "bin" / "python"
