@@ -37,7 +37,7 @@ def tasks(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> lis
     folder: Path = tmp_path_factory.mktemp("base")
     source = tmp_path_factory.mktemp("text")
     (source / "a.txt").write_text(TEXT + "\n" + TEXT)
-    (source / "b.txt").write_text(TEXT)
+    (source / "b.txt").write_text(TEXT + "\n" + TEXT + "\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NANOCHAT_BASE_DIR", str(folder))
         dataset.prepare_folder(source, "words")
