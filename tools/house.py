@@ -28,12 +28,14 @@ MOST_PLACES = 6  # positional parameters
 # From the ground up. A name is a module of nanochat, or a folder with all that is in it.
 LAYERS: dict[str, tuple[str, ...]] = {
     "ground": ("common", "flags", "machine", "played", "provenance", "records", "system"),
-    "model": ("decoding", "engine", "gpt", "loss", "muon", "normans_gpt", "sampling", "trace"),
-    "text": ("conversation", "dataloader", "dataset", "download", "tokenizer", "tool"),
+    "model": ("decoding", "engine", "gpt", "loss", "muon", "normans_gpt", "rows", "sampling", "trace"),
+    "text": ("answers", "chat_api", "conversation", "dataloader", "dataset", "download", "tokenizer", "tool"),
     "training": (
         *(
             "agreement",
             "bigram",
+            "chat_server",
+            "chat_worker",
             "checkpoint_manager",
             "core_eval",
             "core_tasks",
@@ -41,7 +43,18 @@ LAYERS: dict[str, tuple[str, ...]] = {
             "hf_format",
             "looks",
         ),
-        *("loss_eval", "models", "opened", "plans", "run", "run_log", "step", "talk_training", "talks"),
+        *(
+            "loss_eval",
+            "models",
+            "opened",
+            "plans",
+            "report",
+            "run",
+            "run_log",
+            "step",
+            "talk_training",
+            "talks",
+        ),
         *("train_config", "trained", "workplace"),
     ),
     "machinery": ("evidence", "learning", "measured_text", "turns"),

@@ -274,7 +274,15 @@ def own_experiment(
     made = tuple(Arm(title, changes, tuned, ("own",)) for title, changes in arms.items())
     compared = tuple(Comparison(f"{title}, against the book's", title, "", margin) for title in arms)
     one = Experiment(
-        name, f"What does {' or '.join(arms)} change?", "", "", "", base, made, compared, ("own",)
+        name=name,
+        question=f"What does {' or '.join(arms)} change?",
+        claim="",
+        answer="",
+        checksum="",
+        base=base,
+        arms=made,
+        comparisons=compared,
+        sizes=("own",),
     )
     text = json.dumps(asdict(one), sort_keys=True)
     return replace(one, checksum=hashlib.sha256(text.encode()).hexdigest()[:16])
