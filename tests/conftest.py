@@ -33,6 +33,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell starts a job in the background with Ctrl-C ignored, and children inherit that; tests send it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup, in which a training ignores it, too
     if find_spec("torch"):
         multiprocessing.set_forkserver_preload(SERVER_HAS)
     # Tests of several workers share the cores: each has a thread, and so has what it starts.

@@ -533,7 +533,10 @@ def test_a_record_depends_on_what_its_experiment_runs_now() -> None:
     if recorded is None:
         pytest.skip("there is no record")
     jobs = jobs_of(experiment("tables-as-buffers"), 1, "cpu")
-    assert {name for job in jobs for name in runs.code_of(job)} == set(recorded["code"])
+    now = {name for job in jobs for name in runs.code_of(job)}
+    there = set(recorded["code"]) & set(read_book(ROOT).fragments)  # none that has gone since
+    assert len(there) > 20
+    assert there <= now
 
 
 TRAINED = {

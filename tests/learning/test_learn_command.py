@@ -318,12 +318,10 @@ def test_bad_files_get_an_answer_from_every_command(
     say: Say, session: Session, text: str, words: str
 ) -> None:
     session.shop.file.write_text(text)
-    code, said = say("run")
-    assert code == 1
-    assert words in said
-    code, said = say("check", "norm")
-    assert code == 1
-    assert words in said
+    for command in (["run"], ["check", "norm"]):
+        code, said = say(*command)
+        assert code == 1
+        assert words in " ".join(said.split())  # lines are broken where they end
     if "Python" in words:
         with pytest.raises(UserError, match=words):
             say("status")
@@ -334,7 +332,7 @@ def test_bad_files_get_an_answer_from_every_command(
 def test_what_stops_every_step_is_explained_once(say: Say, session: Session) -> None:
     session.shop.file.write_text(BOOK.text.replace("class MLP(nn.Module):", "class MLP(nn.Module)"))
     said = say("check")[1]
-    assert said.count("Python cannot read this line") == 1
+    assert " ".join(said.split()).count("Python cannot read this line") == 1  # lines are broken where they end
     assert said.count(", as above\n") == 17
     assert "18 not judged" in said
 
@@ -464,7 +462,7 @@ def test_watch_checks_what_a_save_changed(
     assert "relu-not-squared" in mlp_said
     assert "norm" not in mlp_said.replace("normans", "").replace("not squared", "")
     assert "passed  " not in remark
-    assert "Python cannot read this line" in broken
+    assert "Python cannot read this line" in " ".join(broken.split())
     assert gone == ""
 
 
