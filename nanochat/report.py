@@ -171,24 +171,30 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return dict(record.get("meta", record)) | {"step": newest}
 
 
+UNKNOWN = "unknown"
+
+
+def known(number: float | None) -> str:
+    """A number as it is read, or that there is none: 0 would say something."""
+    return UNKNOWN if number is None else f"{number:,.0f}"
+
+
 def tell_of_training(folder: Path) -> list[Block]:
     """Data, model, and what training took."""
     meta = read_meta(folder)
-    shape, config, progress = meta.get("model", {}), meta.get("config", {}), meta.get("progress", {})
-    tokens = meta["step"] * config.get("total_batch_size", 0)
-    seconds = progress.get("seconds", 0.0)
+    shape, config = meta.get("model", {}), meta.get("config", {})
+    batch, seconds = config.get("total_batch_size"), meta.get("progress", {}).get("seconds")
+    tokens = meta["step"] * batch if batch else None
+    pace = f", {tokens / seconds:,.0f} tokens a second" if tokens and seconds else ""
     rows = [
-        ("corpus", str(config.get("data", "unknown"))),
-        ("tokenizer", f"{shape.get('vocab_size', 0):,} tokens, {str(meta.get('tokenizer', '?'))[:12]}"),
-        ("whose model", str(meta.get("gpt", {}).get("name", "book"))),
-        ("shape", ", ".join(f"{name} {value:,}" for name, value in shape.items())),
-        ("parameters", f"{meta.get('parameters', 0):,}"),
-        ("steps", f"{meta['step']:,} of {config.get('total_batch_size', 0):,} tokens: {tokens:,} tokens"),
-        (
-            "time",
-            f"{seconds:,.0f} seconds" + (f", {tokens / seconds:,.0f} tokens a second" if seconds else ""),
-        ),
-        ("seed", str(config.get("seed", "unknown"))),
+        ("corpus", str(config.get("data", UNKNOWN))),
+        ("tokenizer", f"{known(shape.get('vocab_size'))} tokens, {str(meta.get('tokenizer', UNKNOWN))[:12]}"),
+        ("whose model", str(meta.get("gpt", {}).get("name", UNKNOWN))),
+        ("shape", ", ".join(f"{name} {value:,}" for name, value in shape.items()) or UNKNOWN),
+        ("parameters", known(meta.get("parameters"))),
+        ("steps", f"{meta['step']:,} of {known(batch)} tokens: {known(tokens)} tokens"),
+        ("seconds", known(seconds) + pace),
+        ("seed", str(config.get("seed", UNKNOWN))),
     ]
     return [Table((), tuple(rows))]
 

@@ -124,6 +124,14 @@ def test_several_runs_are_told_in_their_order(run: Path, tmp_path: Path) -> None
     assert markdown.index("## d2: training") < markdown.index("## d2-chat: training")
 
 
+def test_what_is_not_known_is_not_said_to_be_0(run: Path, tmp_path: Path) -> None:
+    (run / "meta_000100.json").write_text(json.dumps({"meta": {"model": {"n_layer": 2}}}))
+    markdown, _ = made(tmp_path)
+    assert "| parameters | unknown |" in markdown
+    assert "| seconds | unknown |" in markdown
+    assert "| steps | 100 of unknown tokens: unknown tokens |" in markdown
+
+
 def test_an_empty_folder_is_no_error(tmp_path: Path) -> None:
     sections = sections_of([tmp_path / "nothing"], tmp_path, "a machine")
     assert [section.title for section in sections][1] == "nothing: training"
