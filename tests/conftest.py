@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup, in which a training ignores it, too
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # or it is ignored under nohup
     if find_spec("torch"):
         multiprocessing.set_forkserver_preload(SERVER_HAS)
     # Tests of several workers share the cores: each has a thread, and so has what it starts.

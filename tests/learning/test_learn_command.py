@@ -332,7 +332,7 @@ def test_bad_files_get_an_answer_from_every_command(
 def test_what_stops_every_step_is_explained_once(say: Say, session: Session) -> None:
     session.shop.file.write_text(BOOK.text.replace("class MLP(nn.Module):", "class MLP(nn.Module)"))
     said = say("check")[1]
-    assert " ".join(said.split()).count("Python cannot read this line") == 1  # lines are broken where they end
+    assert " ".join(said.split()).count("Python cannot read this line") == 1  # lines are broken
     assert said.count(", as above\n") == 17
     assert "18 not judged" in said
 
