@@ -18,6 +18,8 @@ from nanochat.engine import Engine
 from nanochat.normans_gpt import GPT
 from tests.test_engine import HEADS, RAGGED, lively
 
+pytestmark = pytest.mark.numerics
+
 FORMATS = list(PARTS)
 UNIT = 2.0**-24  # half of the distance from 1 to the next float32: what rounding one result costs, relatively
 

@@ -17,6 +17,8 @@ from nanochat.engine import Engine
 from nanochat.normans_gpt import GPT, GPTConfig
 from nanochat.rows import CHUNK, Batch, Row, RowKeys, RowsCache, can_share, feed, row_cache
 
+pytestmark = pytest.mark.numerics
+
 LENGTH = 64
 
 
