@@ -14,6 +14,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from nanochat.common import run_program, write_atomically
+from nanochat.evidence.simulated import tables
 from nanochat.provenance import ROOT
 
 Floats = NDArray[np.float64]
@@ -151,13 +152,6 @@ def lowest_point(points: Sequence[tuple[float, float]]) -> float:
 
 
 RECORD = ROOT / "results" / "evidence-simulation.json"
-
-
-def tables(record: dict[str, Any]) -> str:
-    """What a recorded simulation found, as a table."""
-    lines = ["| what happens | how often |", "|---|---|"]
-    lines += [f"| {name} | {rate:.3f} |" for name, rate in record["rates"].items()]
-    return "\n".join(lines)
 
 
 def main() -> None:

@@ -232,7 +232,7 @@ def test_a_target_that_is_a_folder(project: Project) -> None:
     ("old", "new", "words"),
     [
         ("watch_list", "watchlist", "no setting 'watchlist'"),
-        ("open =", "opne =", "no setting 'opne'"),
+        ('comment = { open = "<!--"', 'comment = { opne = "<!--"', "no setting 'opne'"),
         ("version =", "version", "not readable as TOML"),
     ],
 )

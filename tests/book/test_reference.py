@@ -98,7 +98,7 @@ def test_targets_are_those_that_make_lists() -> None:
 
 
 def test_a_new_flag_appears(tmp_path: Path) -> None:
-    for folder in ("nanochat", "scripts", "lit"):
+    for folder in ("nanochat", "scripts", "tasks", "lit"):
         shutil.copytree(PROJECT / folder, tmp_path / folder)
     path = tmp_path / "nanochat" / "train_config.py"
     old, new = "    depth: int", '    taste: str = flag("sweet", "or <sour>")\n    depth: int'
