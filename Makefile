@@ -26,7 +26,7 @@ help:
 train: environment tangle-if-possible ## train a small GPT in five minutes and read what it writes
 	@.venv/bin/python -m scripts.quickstart $(if $(GPT),--gpt=$(GPT))
 
-chat: environment tangle-if-possible ## teach the model to answer, in ten minutes after make train, and talk to it
+chat: environment tangle-if-possible ## teach the model that make train made to answer, and talk to it
 	@.venv/bin/python -m scripts.quickchat
 
 chat-web: environment ## talk to what you trained in a browser, or with any client of OpenAI's interface

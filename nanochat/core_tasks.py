@@ -221,7 +221,8 @@ def _read(root: Place, name: str) -> str:
     parts = name.split("/")
     if ".." in parts or "" in parts:
         raise UserError(
-            f"{root / 'core.yaml'}: {name[:60]!r} leads out of the bundle, which is read no further"
+            f"{root / 'core.yaml'}: {name[:60]!r} leads out of the bundle, so none of it is used: "
+            "get the bundle anew with --bundle=download"
         )
     place = root.joinpath(*parts)
     try:

@@ -855,7 +855,10 @@ def size_line(case: dict[str, Any]) -> str:
     if case["work"] == "multiply":
         return f"C={size['n_embd']}, V={size['vocab_size']:,}."
     if case["work"] == "decode":
-        return f"{model}; greedy, {min(32, size['T'])} tokens after {min(64, size['T'])} and a first one."
+        first = (
+            " and a first one" if case["facts"].get("bounds") else ""
+        )  # records of before timed the prompt, too
+        return f"{model}; greedy, {min(32, size['T'])} tokens after {min(64, size['T'])}{first}."
     parameters = f", {case['facts']['parameters'] / 1e6:.1f}M parameters" if case["facts"] else ""
     return f"{model}, T={size['T']}, B={size['B']}{parameters}."
 

@@ -15,6 +15,8 @@ from scripts import search_plans
 from scripts.search_plans import SearchConfig, identities, variations
 from tests.programs import run_main
 
+ROOT = Path(__file__).parents[1]
+
 
 def test_variations_are_read() -> None:
     config = SearchConfig(vary="n_embd=192 matrix_lr=0.03; ; pace=9e10 muon_dtype=float32")
@@ -132,3 +134,40 @@ def test_a_trial_of_before_there_was_a_choice_of_device_counts(
 def test_no_job_is_no_search() -> None:
     with pytest.raises(UserError, match="--jobs=0: must be at least 1"):
         SearchConfig(jobs=0)
+
+
+def test_what_the_chapter_says_of_the_search() -> None:
+    """The numbers of its prose, from the records."""
+
+    def found(name: str, pace: float, **wanted: object) -> dict[str, float]:
+        usual = {"depth": 2, "n_head": 2, "max_seq_len": 256, "total_batch_size": 4096, "warmdown_ratio": 0.4}
+        rates = {"matrix_lr": 0.02, "embedding_lr": 0.2, "unembedding_lr": 0.004, "shuffle_window": 10_000}
+        wanted = {**usual, **rates, "warmup_ratio": 0.0, **wanted}
+        record = json.loads((ROOT / "results" / f"plans-{name}.json").read_text())
+        for trial in record["trials"]:
+            one = trial["identity"]
+            if (one["seconds"], one["pace"]) == (225.0, pace):
+                if all(one["plan"][key] == value for key, value in wanted.items()):
+                    return {"steps": trial["steps"], "bpb": trial["bpb"]}
+        raise AssertionError(f"no such trial: {name}, {pace}, {wanted}")
+
+    text = " ".join((ROOT / "lit" / "67-two-commands.md").read_text(encoding="utf-8").split())
+    narrow = found("small", 95e9, n_embd=160, vocab_size=4096)
+    usual = found("small", 95e9, n_embd=192, vocab_size=4096)
+    larger = found("small", 95e9, n_embd=160, vocab_size=8192)
+    assert f"width 160 take {narrow['steps']} steps where two of width 192 take {usual['steps']}" in text
+    assert larger["bpb"] < narrow["bpb"] < usual["bpb"]
+    assert larger["steps"] < narrow["steps"]
+    paces = {96: 66e9, 128: 77e9, 144: 82e9, 160: 86e9}
+    ends = [
+        found("small", pace, n_embd=width, vocab_size=8192, n_head=1 if width < 128 else 2)["bpb"]
+        for width, pace in paces.items()
+    ]
+    assert "are within 0.008 of each other" in text
+    assert 0.006 < max(ends) - min(ends) < 0.008
+    wide = found("small", 95e9, n_embd=256, vocab_size=4096)
+    assert "a width of 256 ends 0.04 above one of 192, at 560 both end at 1.19" in text
+    assert wide["bpb"] - usual["bpb"] == pytest.approx(0.04, abs=0.005)
+    for width, warmdown in ((192, 0.4), (256, 0.6)):
+        end = found("wide", 560e9, n_embd=width, vocab_size=8192, warmdown_ratio=warmdown)["bpb"]
+        assert end == pytest.approx(1.19, abs=0.005)
