@@ -2,9 +2,11 @@
 
 import re
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 from entangled.config import AnnotationMethod
 from entangled.config.config_update import ConfigUpdate
 from entangled.errors.user import UserError
@@ -14,6 +16,7 @@ from entangled.io import Transaction
 from entangled.io.filedb import new_db
 from entangled.io.virtual import VirtualFS
 from entangled.model import ReferenceMap
+from msgspec import inspect
 
 from tools.markup import Fence, merge_marks, scan
 from tools.pages import FOLDER as LIT
@@ -127,12 +130,32 @@ def check_settings(text: str) -> None:
         settings = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise Refused([Problem(SETTINGS, 0, f"not readable as TOML: {error}.")]) from error
-    unknown = sorted(set(settings) - set(ConfigUpdate.__struct_fields__))
-    unknown += sorted(set(settings.get("markers", {})) - {"open", "close", "begin_ignore", "end_ignore"})
+    unknown = sorted(unknown_settings(settings, inspect.type_info(ConfigUpdate)))
     if unknown:
         raise Refused(
             [Problem(SETTINGS, 0, f"Entangled knows no setting '{unknown[0]}'. Correct or delete it.")]
         )
+    try:
+        msgspec.convert(settings, ConfigUpdate)
+    except msgspec.ValidationError as error:
+        raise Refused([Problem(SETTINGS, 0, f"Entangled cannot use it: {error}. Correct it.")]) from error
+
+
+def unknown_settings(said: object, kind: inspect.Type) -> Iterator[str]:
+    """The names in `said`, at any depth, that the type which Entangled makes of it does not have."""
+    if isinstance(kind, inspect.UnionType):
+        for one in kind.types:
+            yield from unknown_settings(said, one)
+    elif isinstance(kind, inspect.ListType) and isinstance(said, list):
+        for item in said:
+            yield from unknown_settings(item, kind.item_type)
+    elif isinstance(kind, inspect.StructType | inspect.DataclassType) and isinstance(said, dict):
+        known = {field.encode_name: field.type for field in kind.fields}
+        for name, value in said.items():
+            if name in known:
+                yield from unknown_settings(value, known[name])
+            else:
+                yield name
 
 
 def load(sources: dict[str, str]) -> Book:

@@ -233,6 +233,11 @@ def test_a_target_that_is_a_folder(project: Project) -> None:
     [
         ("watch_list", "watchlist", "no setting 'watchlist'"),
         ('comment = { open = "<!--"', 'comment = { opne = "<!--"', "no setting 'opne'"),
+        ("close = '^", "closed = '^", "no setting 'closed'"),
+        ("identifiers =", "identifier =", "no setting 'identifier'"),
+        ('watch_list = ["lit/*.md"]', "watch_list = 3", "Expected `array | null`, got `int`"),
+        (', close = "-->" }', ", close = 3 }", "`$.languages[0].comment.close`"),
+        ('name = "HTML"\n', "", "missing required field `name`"),
         ("version =", "version", "not readable as TOML"),
     ],
 )
