@@ -146,9 +146,9 @@ def test_what_the_chapter_says_of_the_search() -> None:
         record = json.loads((ROOT / "results" / f"plans-{name}.json").read_text())
         for trial in record["trials"]:
             one = trial["identity"]
-            if (one["seconds"], one["pace"]) == (225.0, pace):
-                if all(one["plan"][key] == value for key, value in wanted.items()):
-                    return {"steps": trial["steps"], "bpb": trial["bpb"]}
+            same = (one["seconds"], one["pace"]) == (225.0, pace)
+            if same and all(one["plan"][key] == value for key, value in wanted.items()):
+                return {"steps": trial["steps"], "bpb": trial["bpb"]}
         raise AssertionError(f"no such trial: {name}, {pace}, {wanted}")
 
     text = " ".join((ROOT / "lit" / "67-two-commands.md").read_text(encoding="utf-8").split())
