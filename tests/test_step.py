@@ -181,6 +181,23 @@ def test_a_seed_gives_the_weights() -> None:
         assert not a.any() or not torch.equal(a, c)
 
 
+def test_without_autocast_there_is_one_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    """init_weights leaves the embedding in bfloat16 on CUDA; here it is made to."""
+    usual = normans_gpt.GPT.init_weights
+
+    def as_on_cuda(model: normans_gpt.GPT) -> None:
+        usual(model)
+        model.transformer.wte.bfloat16()
+
+    monkeypatch.setattr(normans_gpt.GPT, "init_weights", as_on_cuda)
+    left = build_model(normans_gpt, SHAPE, CPU, 1, torch.bfloat16)
+    assert left.transformer.wte.weight.dtype == torch.bfloat16
+    model = build_model(normans_gpt, SHAPE, CPU, 1, None)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert torch.equal(model.transformer.wte.weight, left.transformer.wte.weight.float())
+    assert Stepper(model, build_optimizers(model, Rates())).step(iter(batches(1))).finite
+
+
 # --- the step ----------------------------------------
 
 
