@@ -25,6 +25,7 @@ from nanochat.dataset import corpus_folder, prepare_folder
 from nanochat.run import Decisions, Progress, differences, read_state
 from nanochat.run_log import read_metrics
 from nanochat.step import Stepper
+from nanochat.train_config import TrainConfig
 from scripts import base_train
 from scripts.base_train import train
 from tests.tiny_run import Clock, flags, own_base, records, tiny_config
@@ -320,10 +321,24 @@ def test_what_only_rounds_differently_is_said(run: Path, capsys: pytest.CaptureF
     )
     for part in (
         f"threads was {threads + 3} and is {threads}",
-        f"torch was 1.0 and is {torch.__version__}",
+        f"torch was '1.0' and is '{torch.__version__}'",
         "world_size was 4 and is 1",
     ):
         assert part in said
+
+
+def test_a_flag_with_another_value_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The one that was left out, too, which has its default again."""
+
+    def said(**changes: Any) -> list[str]:
+        config = tiny_config(num_iterations=2, save_every=2, eval_every=-1)
+        train(replace(config, resume=run.name, **changes))
+        lines = capsys.readouterr().out.splitlines()
+        return [line for line in lines if line.startswith("flags with another value than before: ")]
+
+    assert said() == []
+    (line,) = said(matrix_lr=0.5, save_every=TrainConfig.save_every)
+    assert line.endswith(": save_every was 2 and is 2000; matrix_lr was 0.02 and is 0.5")
 
 
 def test_the_choice_to_compile_is_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,9 +371,7 @@ def test_states_survive_json() -> None:
     assert read_state(Progress, {"step": 4, "of a later version": 1}, ROOT) == Progress(step=4)
     with pytest.raises(UserError):
         read_state(Decisions, {"device": "cpu"}, ROOT)
-    one = Decisions("cpu", "float32", False, 2, "2", False, 1, "text", "tokens")
-    assert differences(one, replace(one, corpus="other")) == []
-    assert differences(one, replace(one, threads=4)) == ["threads was 2 and is 4"]
+    assert differences({"a": 2, "b": ""}, {"a": 4, "b": "x", "c": 1}, ["a", "c"]) == ["a was 2 and is 4"]
 
 
 def test_samples_are_not_kept_twice(tmp_path: Path) -> None:
