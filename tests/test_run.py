@@ -353,14 +353,16 @@ def test_the_choice_to_compile_is_kept(run: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("part", "changes", "said"),
     [
-        ("progress", {"step": "two"}, "step is 'two'"),
-        ("progress", {"costs": None}, "costs is None"),
-        ("decisions", {"compiled": 1}, "compiled is 1"),
+        ("progress", {"step": "two"}, "step is 'two', wanted int"),
+        ("progress", {"costs": None}, "costs is None, wanted dict"),
+        ("progress", {"costs": {"core": "2"}}, "costs is {'core': '2'}, wanted dict"),
+        ("progress", {"step": True}, "step is True, wanted int"),
+        ("decisions", {"compiled": 1}, "compiled is 1, wanted bool"),
     ],
 )
 def test_a_state_of_wrong_types_is_refused(run: Path, part: str, changes: dict[str, Any], said: str) -> None:
     change(run, part, **changes)
-    with pytest.raises(UserError, match=f"its {part} cannot be read .{said}.: go on from another"):
+    with pytest.raises(UserError, match=rf"{part}: {said}.*: go on from another"):
         train(tiny_config(resume=run.name))
 
 
