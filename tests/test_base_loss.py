@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from nanochat.checkpoint_manager import load_checkpoint
 from nanochat.dataset import documents
+from nanochat.normans_gpt import GPT
 from nanochat.tokenizer import Tokenizer
+from nanochat.trained import load_model, load_trained
 from scripts import base_loss, export_hf
 from scripts.base_train import train
 from tests.programs import run_main
@@ -54,6 +58,37 @@ def test_the_number_of_training_again(
     fewer = record(trained.folder / "loss_000004-2.json")
     assert (fewer["numbers"]["val_tokens"], fewer["samples"]) == (512, [])  # whole passes of 16 x 16
     assert record(trained.folder / "loss_000004.json") == kept
+
+
+def test_what_is_measured_is_not_rounded(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the embedding of init_weights either, which on CUDA is bfloat16; here it is made so."""
+    usual = GPT.init_weights
+
+    def as_on_cuda(model: GPT) -> None:
+        usual(model)
+        model.transformer.wte.bfloat16()
+
+    monkeypatch.setattr(GPT, "init_weights", as_on_cuda)
+    saved = load_checkpoint(trained.folder).model
+    found = load_trained("told", torch.device("cpu"))[0].state_dict()
+    assert found.keys() == saved.keys()
+    for name, weight in saved.items():
+        assert found[name].dtype == torch.float32
+        assert torch.equal(found[name], weight), name
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float32), ("cuda", torch.bfloat16)])
+def test_what_writes_on_cuda_is(device: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+
+    def on_the_cpu(tag: str, device: torch.device, gpt: str) -> Any:
+        asked.append(device)
+        return load_trained(tag, torch.device("cpu"), gpt)
+
+    monkeypatch.setattr("nanochat.trained.load_trained", on_the_cpu)
+    model, _ = load_model("told", torch.device(device))
+    assert asked == [torch.device(device)]
+    assert {weight.dtype for weight in model.parameters()} == {dtype}
 
 
 def test_the_same_model_as_a_folder_of_transformers(trained: Any, tmp_path: Path) -> None:
