@@ -29,7 +29,7 @@ MOST_PLACES = 6  # positional parameters
 LAYERS: dict[str, tuple[str, ...]] = {
     "ground": ("common", "flags", "machine", "played", "provenance", "records", "system"),
     "model": ("decoding", "engine", "gpt", "loss", "muon", "normans_gpt", "rows", "sampling", "trace"),
-    "text": ("answers", "chat_api", "conversation", "dataloader", "dataset", "download", "tokenizer", "tool"),
+    "text": ("answers", "chat_api", "conversation", "dataloader", "dataset", "tokenizer", "tool"),
     "training": (
         *(
             "agreement",
@@ -140,10 +140,8 @@ def measure(root: Path) -> dict[str, Any]:
     programs = [name.startswith("scripts.") for name, _ in upward(found)]
     sizes = [entry for tree in modules.values() for entry in functions(tree)]
     return {
-        "modules": len(modules),
-        "arrows": len(found),
-        "of them from a program to a program": sum(programs),
-        "of them from a lower layer to a higher": len(programs) - sum(programs),
+        "arrows from a program to a program": sum(programs),
+        "arrows from a lower layer to a higher": len(programs) - sum(programs),
         "lines of the longest function": max(lines for _, lines, _ in sizes),
         f"functions over {LONGEST} lines": sum(lines > LONGEST for _, lines, _ in sizes),
         "most arguments by position": max(places for *_, places in sizes),
