@@ -26,7 +26,6 @@ from nanochat.evidence.inference import (
     estimate,
     exponent,
     holm,
-    lowest_point,
     p_difference,
     p_equivalence,
     simulate,
@@ -44,6 +43,12 @@ def test_twelve_questions_are_declared_as_the_home_page_asks_them() -> None:
     for one in DECLARED.experiments:
         assert one.question in home
         assert one.comparisons or one.tests, one.name
+
+
+def test_every_test_declared_is_there_and_no_other() -> None:
+    text = (ROOT / "tests" / "test_identities.py").read_text(encoding="utf-8")
+    there = re.findall(r"^def (test_\w+)\(", text, re.MULTILINE)
+    assert sorted(there) == sorted(name for one in DECLARED.experiments for name in one.tests)
 
 
 def test_every_arm_is_tuned_over_five_values_and_a_factor_of_sixteen() -> None:
@@ -251,7 +256,6 @@ def test_the_exponent_of_made_up_losses_is_found() -> None:
     rates = [2.0**k for k in range(-4, 5)]
     points = {w: [(r, (np.log(r) + 0.5 * np.log(w / 256)) ** 2) for r in rates] for w in (64, 128, 256, 512)}
     assert exponent(points) == pytest.approx(-0.5, abs=1e-6)
-    assert lowest_point([(0.0, 3.0), (1.0, 2.0), (2.0, 1.0)]) == 2.0
 
 
 def test_the_page_says_what_is_tested() -> None:

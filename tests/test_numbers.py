@@ -165,6 +165,21 @@ def test_tables_are_made_from_the_record(book: Path, maker: types.ModuleType) ->
     assert "has no table 'a'; there is one table without a name" in str(numbers.check(book)[0])
 
 
+def test_a_table_can_be_made_from_a_folder_of_toml(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up = types.ModuleType("made_up")
+    made_up.tables = lambda files: f"| {files['A.b']['list'][0]['name']} |"
+    monkeypatch.setitem(sys.modules, "made_up", made_up)
+    (book / "lit" / "data").mkdir()
+    (book / "lit" / "data" / "A.b.toml").write_text('[[list]]\nname = "first"\n', encoding="utf-8")
+    place = chapter(book, "<!-- table: lit/data by made_up -->", "<!-- end of table -->")
+    numbers.write(book)
+    assert "\n| first |\n" in place.read_text()
+    (book / "lit" / "data" / "A.b.toml").write_text('[[list]]\nname = "second"\n', encoding="utf-8")
+    assert "not what lit/data gives" in str(numbers.check(book)[0])
+    (book / "lit" / "data" / "A.b.toml").write_text("[[list", encoding="utf-8")
+    assert "lit/data cannot be read" in str(numbers.check(book)[0])
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [

@@ -14,6 +14,8 @@ table stands between two comments, and is made by the function `tables` of the m
     <!-- table: results/bench-cpu-bfloat16.json by scripts.bench -->
     <!-- end of table -->
 
+What a table is made from can also be data that the book keeps in TOML: a folder of such files, by their names.
+
 The rejected alternative is a placeholder that the build fills in. It cannot fall behind, but the chapter then
 cannot be read without a build, and a change of a number does not show in the history of the sentence that it
 may refute.
@@ -25,6 +27,7 @@ import json
 import os
 import re
 import sys
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,7 +55,7 @@ QUOTE = re.compile(
     r"(?<!!)\[(?P<text>[^\[\]]+)\]\((?:\.\./)+(?P<record>results/[^)#\s]+\.json)#(?P<path>[^)\s]+)\)"
 )
 TABLE = re.compile(
-    r"^<!-- table: (?P<record>results/\S+?\.json)(?:#(?P<name>\S+))? by (?P<module>[\w.]+) -->\n"
+    r"^<!-- table: (?P<record>results/\S+?\.json|lit/[\w/-]+)(?:#(?P<name>\S+))? by (?P<module>[\w.]+) -->\n"
     r"(?P<body>.*?)^<!-- end of table -->$",
     re.MULTILINE | re.DOTALL,
 )
@@ -67,6 +70,13 @@ class Unquotable(Exception):
     """What the record, or the text, lacks."""
 
 
+def read(path: Path) -> Any:
+    """What a JSON file holds, or what each TOML file of a folder does, by its name without the suffix."""
+    if path.is_dir():
+        return {file.stem: tomllib.loads(file.read_text("utf-8")) for file in sorted(path.glob("*.toml"))}
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 @dataclass
 class Records:
     """The records that chapters quote, each read once."""
@@ -78,7 +88,7 @@ class Records:
         """The content of results/x.json. Raises Unquotable."""
         if name not in self.read:
             try:
-                self.read[name] = json.loads((self.root / name).read_text(encoding="utf-8"))
+                self.read[name] = read(self.root / name)
             except FileNotFoundError:
                 raise Unquotable(
                     f"there is no {name}. Record it with the program that the chapter describes"

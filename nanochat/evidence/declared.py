@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import subprocess
 import tomllib
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from nanochat.evidence.settings import Setting
 from nanochat.provenance import ROOT
 
 FILE = "nanochat/evidence/declared.toml"
-BOOK = "the book's"
 BPB = "bits per byte"
 WORDS = ("question", "answer", "claim")  # sentences: rewording them does not change what is run
 
@@ -30,10 +28,6 @@ class Axis:
 
     fields: tuple[str, ...]
     values: tuple[float, ...]
-
-    def factor(self) -> float:
-        """From one value to the next, for extending the grid."""
-        return float((self.values[-1] / self.values[0]) ** (1 / (len(self.values) - 1)))
 
 
 @dataclass(frozen=True)
@@ -126,11 +120,6 @@ class Declaration:
             hint = nearest(name, names)
             raise UserError(f"there is no experiment {name!r}{hint} (there are {', '.join(names)})")
         return self.experiments[names.index(name)]
-
-
-def slug(text: str) -> str:
-    """A name for a key: "relu, 4C" becomes "relu-4c"."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower().replace("²", "2")).strip("-")
 
 
 def read_declaration(root: Path = ROOT) -> Declaration:
@@ -264,25 +253,3 @@ def refused_records(root: Path = ROOT) -> list[str]:
 def in_commit(root: Path, commit: str, path: str, checksum: str) -> bool:
     """Whether a file held this checksum in a commit."""
     return checksum in (git(root, "show", f"{commit}:{path}") or "")
-
-
-def own_experiment(
-    arms: dict[str, dict[str, Any]], base: dict[str, Any], margin: float, tuned: tuple[Axis, ...]
-) -> Experiment:
-    """A reader's own question as an experiment: each arm against the book's model, in bits per byte."""
-    name = "vary-" + slug("-".join(arms))[:80]
-    made = tuple(Arm(title, changes, tuned, ("own",)) for title, changes in arms.items())
-    compared = tuple(Comparison(f"{title}, against the book's", title, "", margin) for title in arms)
-    one = Experiment(
-        name=name,
-        question=f"What does {' or '.join(arms)} change?",
-        claim="",
-        answer="",
-        checksum="",
-        base=base,
-        arms=made,
-        comparisons=compared,
-        sizes=("own",),
-    )
-    text = json.dumps(asdict(one), sort_keys=True)
-    return replace(one, checksum=hashlib.sha256(text.encode()).hexdigest()[:16])

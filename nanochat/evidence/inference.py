@@ -14,6 +14,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from nanochat.common import run_program, write_atomically
+from nanochat.evidence.report import lowest_point
 from nanochat.evidence.simulated import tables
 from nanochat.provenance import ROOT
 
@@ -136,19 +137,8 @@ def simulate(world: World, runs: int, seed: int = 0, level: float = 0.05) -> dic
 def exponent(points: dict[int, list[tuple[float, float]]]) -> float:
     """The power of the width in the best rate: points give, for each width, (rate, loss)."""
     widths = sorted(points)
-    best = [lowest_point([(math.log(rate), loss) for rate, loss in points[width]]) for width in widths]
+    best = [lowest_point(sorted((math.log(rate), loss) for rate, loss in points[width])) for width in widths]
     return float(stats.linregress([math.log(width) for width in widths], best).slope)
-
-
-def lowest_point(points: Sequence[tuple[float, float]]) -> float:
-    """Where the parabola through the lowest point and its neighbours is lowest; an edge stays an edge."""
-    points = sorted(points)
-    at = min(range(len(points)), key=lambda i: points[i][1])
-    if at in (0, len(points) - 1):
-        return points[at][0]
-    x, y = zip(*points[at - 1 : at + 2], strict=True)
-    a, b, _ = np.polyfit(np.subtract(x, x[1]), y, 2)
-    return float(x[1] - b / (2 * a)) if a > 0 else float(x[1])
 
 
 RECORD = ROOT / "results" / "evidence-simulation.json"

@@ -7,6 +7,6 @@ from typing import Any
 
 def tables(record: dict[str, Any]) -> str:
     """What a recorded simulation found, as a table."""
-    lines = ["| what happens | how often |", "|---|---|"]
+    lines = ["| what happens | how often, at the assumed spreads |", "|---|---|"]
     lines += [f"| {name} | {rate:.3f} |" for name, rate in record["rates"].items()]
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.learning.hybrid import Function, Source
+from nanochat.learning.steps import STEPS
 
 FOLDER = Path(__file__).resolve().parents[2] / "lit" / "mistakes"
 
@@ -79,6 +80,16 @@ def make(mistakes: Sequence[Mistake], book: Source) -> Source:
             text = text.replace(old, new)
     lines[first - 1 : last] = textwrap.indent(text, indent).split("\n")
     return Source(f"<{step_id} with {', '.join(m.name for m in mistakes)}>", "\n".join(lines))
+
+
+def tables(files: dict[str, Any]) -> str:
+    """The names of all mistakes as a table. files: what each file of FOLDER holds, by the name of its step."""
+    lines, total = ["| step | names | |", "|---|---:|---|"], 0
+    for step in STEPS:
+        names = dict.fromkeys(entry["name"] for entry in files[step.id]["mistake"])
+        lines.append(f"| `{step.id}` | {len(names)} | {', '.join(names)} |")
+        total += len(names)
+    return "\n".join([*lines, f"| all | {total} | |"])
 
 
 @dataclass(frozen=True)

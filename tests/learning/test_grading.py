@@ -81,6 +81,15 @@ def test_a_folder_becomes_a_table(tmp_path: Path) -> None:
     assert all(line.count("|") == len(COLUMNS) + 1 for line in lines)
 
 
+def test_a_file_that_takes_too_long_keeps_the_verdicts_it_has(tmp_path: Path) -> None:
+    folder = handed_in(tmp_path, ada=BOOK.text)
+    grade = grade_file(folder / "ada.py", "ada.py", limit=0.0)
+    assert [verdict.status for verdict in grade.verdicts] == ["passed"]
+    row = grade.row()
+    assert (row["passed"], row["not judged"]) == ("1", str(len(STEPS) - 1))
+    assert "longer than 0 s" in row["why not judged"]
+
+
 def test_no_cell_is_a_formula_and_none_breaks_the_table(tmp_path: Path) -> None:
     verdict = Verdict(STEPS[0].id, "not judged", "", "", difference="a | b")
     made = write_tables([Grade("=HYPERLINK(1).py", [verdict])], tmp_path / "grades")

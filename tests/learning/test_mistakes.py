@@ -1,5 +1,7 @@
 """Every named mistake is made, caught by its step and called by its name; right variants pass."""
 
+from itertools import combinations
+
 import pytest
 
 from nanochat.learning.mistakes import VARIANTS, mistakes_of
@@ -11,9 +13,15 @@ ROUNDS = max(len(mistakes_of(step.id)) for step in STEPS)
 
 
 def test_there_are_enough_mistakes_for_every_step() -> None:
-    assert len({(m.step, m.name) for m in MISTAKES}) >= 50
+    assert len({(m.step, m.name) for m in MISTAKES}) > 300  # as chapter 80 says
     for step in STEPS:
         assert len({m.name for m in mistakes_of(step.id)}) >= 4, step.id
+
+
+def test_attention_has_about_a_thousand_pairs_of_mistakes() -> None:
+    """Chapter 81 says so."""
+    pairs = combinations(mistakes_of("CausalSelfAttention.forward"), 2)
+    assert 900 < sum(one.on == other.on for one, other in pairs) < 1100
 
 
 @pytest.mark.parametrize("step", [step.id for step in STEPS])
