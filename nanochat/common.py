@@ -83,14 +83,14 @@ def typed(kind: type[Record], said: object, where: str) -> Record:
     the field, the value and the type wanted.
     """
     if not isinstance(said, dict):
-        raise UserError(f"{where} is {_short(said)}, wanted an object")
+        raise UserError(f"{where} is {in_short(said)}, wanted an object")
     wanted = typing.get_type_hints(kind)
     for name, value in said.items():
         if name not in wanted:
-            raise UserError(f"{where} says {_short(name)}, which it cannot; it can say {', '.join(wanted)}")
+            raise UserError(f"{where} says {in_short(name)}, which it cannot; it can say {', '.join(wanted)}")
         if not fits(value, wanted[name]):
             shown = getattr(wanted[name], "__name__", wanted[name])
-            raise UserError(f"{where}: {name} is {_short(value)}, wanted {shown}")
+            raise UserError(f"{where}: {name} is {in_short(value)}, wanted {shown}")
     for field in fields(kind):  # type: ignore[arg-type]
         if field.name not in said and field.default is MISSING and field.default_factory is MISSING:
             raise UserError(f"{where} does not say {field.name}")
@@ -113,7 +113,7 @@ def fits(value: object, kind: Any) -> bool:
     return isinstance(value, outer or kind) and isinstance(value, bool) == (kind is bool)
 
 
-def _short(value: object) -> str:
+def in_short(value: object) -> str:
     """A value as an error shows it, on one line."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nanochat.common import UserError
+from nanochat.common import UserError, in_short
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer, undisguise
 
 ALPHABET = {byte: char for char, byte in undisguise().items()}  # how the format shows each byte
@@ -121,12 +121,6 @@ LARGEST = {"num_hidden_layers": 1000, "num_attention_heads": 2**14, "num_key_val
 LARGEST |= {"vocab_size": 2**24, "intermediate_size": 2**22}  # of all others: 2^20
 
 
-def shown(value: object) -> str:
-    """A value as an error shows it, not longer than a line."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError if the file is absent or holds none."""
     try:
@@ -150,20 +144,20 @@ def read_shape(path: Path) -> tuple[dict[str, int], list[str]]:
     def insist(name: str, found: Any, wanted: Any) -> None:
         if found != wanted or isinstance(found, bool) != isinstance(wanted, bool):
             raise UserError(
-                f"{path}: {name} is {shown(found)}; this book's GPT has {wanted!r} and nothing else"
+                f"{path}: {name} is {in_short(found)}; this book's GPT has {wanted!r} and nothing else"
             )
 
     def number(name: str, default: int | None = None) -> int:
         value = config.get(name) if config.get(name) is not None else default
         most = LARGEST.get(name, 2**20)
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-            raise UserError(f"{path}: {name} is {shown(value)}, wanted a whole number from 1 to {most:,}")
+            raise UserError(f"{path}: {name} is {in_short(value)}, wanted a whole number from 1 to {most:,}")
         return value
 
     def entries(name: str) -> dict[str, Any]:
         value = config.get(name) or {}
         if not isinstance(value, dict):
-            raise UserError(f"{path}: {name} is {shown(value)}, wanted an object")
+            raise UserError(f"{path}: {name} is {in_short(value)}, wanted an object")
         return value
 
     insist("model_type", config.get("model_type"), "nanochat")
@@ -188,7 +182,7 @@ def read_shape(path: Path) -> tuple[dict[str, int], list[str]]:
         insist("head_dim", config["head_dim"], shape["n_embd"] // heads)
     eps = config.get("rms_norm_eps", 1e-6)
     if not isinstance(eps, float) or not 0 < eps < 1:
-        raise UserError(f"{path}: rms_norm_eps is {shown(eps)}, wanted a number between 0 and 1")
+        raise UserError(f"{path}: rms_norm_eps is {in_short(eps)}, wanted a number between 0 and 1")
     if eps == EPS:
         return shape, []
     return shape, [f"rms_norm_eps is {eps} there and 2^-23 here: numbers will differ in their last digits"]
@@ -284,7 +278,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         if not all(isinstance(i, int) and isinstance(name, str) for i, name in names.items()):
             raise TypeError("an id is no number, or a token no text")
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise refuse(f"a field is missing or strange ({shown(error)})") from None
+        raise refuse(f"a field is missing or strange ({in_short(error)})") from None
     if kinds != ("BPE", None, "ByteLevel"):
         raise refuse("it is no plain byte pair encoding of bytes")
     count = len(names) - len(SPECIAL_TOKENS)
@@ -298,7 +292,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         tokens = [bytes(byte_of[char] for char in names[i]) for i in range(count)]
         tokenizer = Tokenizer(tokens, pattern)
     except (KeyError, ValueError, TypeError) as error:
-        raise refuse(f"a token or the pattern can not be read ({shown(error)})") from None
+        raise refuse(f"a token or the pattern can not be read ({in_short(error)})") from None
     if any(bytes([byte]) not in tokens for byte in range(256)):
         raise refuse("not every byte is a token")
     if makes != sorted(makes):

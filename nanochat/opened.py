@@ -72,11 +72,9 @@ def with_autocast(
 def open_run(choice: ModelChoice, device: torch.device) -> Opened:
     """The newest checkpoint of a run. Raises UserError if it is not there, or does not fit."""
     from nanochat.core_eval import Subject
-    from nanochat.step import fit_format
 
     model, tokenizer, checkpoint = load_trained(choice.run, device, choice.gpt)
     dtype = autocast_dtype(device, choice.dtype)
-    fit_format(model, dtype)
     if choice.max_seq_len > model.rotary_seq_len:
         raise UserError(
             f"--max_seq_len={choice.max_seq_len}: the model's rotary tables end at {model.rotary_seq_len} "

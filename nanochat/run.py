@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -45,6 +45,7 @@ from nanochat.common import (
     leave_ranks,
     peak_memory_bytes,
     pick_device,
+    typed,
 )
 from nanochat.core_eval import Report
 from nanochat.looks import Evaluation, Look, Samples, Score, core_questions, due
@@ -112,21 +113,12 @@ State = TypeVar("State", Progress, Decisions)
 
 def read_state(kind: type[State], saved: object, place: Path) -> State:
     """Progress or Decisions as a checkpoint has them. Raises UserError for what they cannot be."""
+    names = [one.name for one in fields(kind)]
+    known = {name: saved[name] for name in names if name in saved} if isinstance(saved, dict) else saved
     try:
-        assert isinstance(saved, dict)
-        known = {one.name: saved[one.name] for one in fields(kind) if one.name in saved}
-        made = kind(**known)
-        for one in fields(kind):
-            value = getattr(made, one.name)
-            words = str(one.type).split("[")[0].split(" | ")
-            fits = type(value).__name__ in words or (value is None and "None" in words)
-            assert fits or (isinstance(value, int) and "float" in words), f"{one.name} is {value!r}"
-    except (AssertionError, TypeError) as error:
-        raise UserError(
-            f"{place}: its {kind.__name__.lower()} cannot be read ({error}): go on from another checkpoint,"
-            " or train again"
-        ) from None
-    return made
+        return typed(kind, known, kind.__name__.lower())
+    except UserError as error:
+        raise UserError(f"{place}: {error}: go on from another checkpoint, or train again") from None
 
 
 @dataclass(frozen=True)
@@ -180,6 +172,7 @@ def planned_steps(config: TrainConfig, parameters: int, flops_per_token: int) ->
 
 
 ROUNDING = ("device", "dtype", "compiled", "threads", "torch", "deterministic", "world_size")
+FLAGS = [one.name for one in fields(TrainConfig) if one.name not in ("resume", "model_tag")]
 
 
 def refuse_what_is_not_there(config: TrainConfig) -> None:
@@ -224,12 +217,12 @@ def refuse_another_text(before: Decisions, now: Decisions, config: TrainConfig) 
         )
 
 
-def differences(before: Decisions, now: Decisions) -> list[str]:
-    """What rounds numbers in another way now, each with what it was."""
+def differences(before: dict[str, Any], now: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """Which of these have another value now, each with what it was."""
     return [
-        f"{name} was {getattr(before, name)} and is {getattr(now, name)}"
-        for name in ROUNDING
-        if getattr(before, name) != getattr(now, name)
+        f"{name} was {before[name]!r} and is {now[name]!r}"
+        for name in names
+        if name in before and before[name] != now[name]
     ]
 
 
@@ -367,7 +360,8 @@ class Run:
         self.peak, self.peak_source, self.decisions = from_the_first(make, place.ranks)
         if before:
             refuse_another_text(before, self.decisions, config)
-        self.changed = differences(before, self.decisions) if before else []
+        self.changed = differences(asdict(before), asdict(self.decisions), ROUNDING) if before else []
+        self.changed_flags = differences(saved.meta["config"], asdict(config), FLAGS) if saved else []
         if self.decisions.compiled:
             compile_blocks(self.model)
 
@@ -422,6 +416,8 @@ class Run:
         ]
         going_on = f", going on at step {self.progress.step}" if self.config.resume else ""
         self.say(f"run: {self.folder}{going_on}")
+        if self.changed_flags:
+            self.say(f"flags with another value than before: {'; '.join(self.changed_flags)}")
         if self.changed:
             self.say(
                 f"not as it was saved: {'; '.join(self.changed)}. The run goes on from the same state; its"

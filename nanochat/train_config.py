@@ -91,25 +91,14 @@ class TrainConfig:
 
 def refuse_impossible_values(config: TrainConfig) -> None:
     """Raise UserError for the first flag whose value is out of its range."""
-    for name in (
-        "depth",
-        "max_seq_len",
-        "device_batch_size",
-        "total_batch_size",
-        "shuffle_window",
-        "log_every",
-    ):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name}={getattr(config, name)}: must be at least 1")
+    keep_in_range(config, ("depth",), 1, 2**16)
+    keep_in_range(config, ("n_embd", "n_head", "n_kv_head"), 0, 2**16)
+    keep_in_range(config, ("max_seq_len", "device_batch_size"), 1, 2**20)
+    keep_in_range(config, ("vocab_size",), 0, 2**20)
+    keep_in_range(config, ("total_batch_size", "shuffle_window", "log_every"), 1)
     keep_in_range(config, ("seed",), 0, LARGEST_SEED)
-    keep_in_range(config, ("depth", "n_embd", "n_head", "n_kv_head"), 0, 2**16)
-    keep_in_range(config, ("max_seq_len", "device_batch_size", "vocab_size"), 0, 2**20)
-    for name in ("embedding_lr", "unembedding_lr", "matrix_lr", "weight_decay", "grad_clip", "vocab_size"):
-        if getattr(config, name) < 0:
-            raise UserError(f"--{name}={getattr(config, name)}: must not be negative")
-    for name in ("warmup_ratio", "warmdown_ratio", "final_lr_frac"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise UserError(f"--{name}={getattr(config, name)}: must be between 0 and 1")
+    keep_in_range(config, ("embedding_lr", "unembedding_lr", "matrix_lr", "weight_decay", "grad_clip"), 0)
+    keep_in_range(config, ("warmup_ratio", "warmdown_ratio", "final_lr_frac"), 0, 1)
     if 0 < config.vocab_size < SMALLEST_VOCAB_SIZE:
         raise UserError(f"--vocab_size={config.vocab_size}: the smallest possible is {SMALLEST_VOCAB_SIZE}")
     if config.warmup_ratio + config.warmdown_ratio > 1:

@@ -17,12 +17,11 @@ if TYPE_CHECKING:
 def load_trained(tag: str, device: torch.device, gpt: str = "") -> tuple[GPT, Tokenizer, Checkpoint]:
     """The newest good checkpoint of a run, in the model it was trained with or another, and its tokenizer.
 
-    Raises UserError if they are not there or do not belong together.
+    All weights are float32, none rounded. Raises UserError if they are not there or do not belong together.
     """
-    import torch
-
     from nanochat.checkpoint_manager import find_run, load_checkpoint
     from nanochat.models import load_gpt
+    from nanochat.step import empty_model
     from nanochat.tokenizer import Tokenizer
 
     folder = find_run(tag)
@@ -37,11 +36,9 @@ def load_trained(tag: str, device: torch.device, gpt: str = "") -> tuple[GPT, To
             f"{shape['vocab_size']:,}: they do not belong together"
         )
     name = gpt or checkpoint.meta.get("gpt", {"name": "book"})["name"]
-    chosen = load_gpt(name)
-    with torch.device("meta"):
-        model: GPT = chosen.GPT(chosen.GPTConfig(**shape))
-    model.to_empty(device=device)
+    model = empty_model(load_gpt(name), shape, device)
     model.init_weights()  # for the rotary tables, which no checkpoint holds
+    model.float()  # before the weights come: init_weights leaves the embedding in bfloat16 on CUDA
     try:
         model.load_state_dict(checkpoint.model)
     except RuntimeError as error:  # names or shapes of tensors that differ, one a line
@@ -50,10 +47,10 @@ def load_trained(tag: str, device: torch.device, gpt: str = "") -> tuple[GPT, To
             f"the checkpoint in {folder} is of another architecture than --gpt={name} ({reason} …): choose "
             "the model that it was trained with"
         ) from error
-    model = model.to(torch.bfloat16 if device.type == "cuda" else torch.float32)
     return model, tokenizer, checkpoint
 
 
 def load_model(tag: str, device: torch.device, gpt: str = "") -> tuple[GPT, Tokenizer]:
-    """The same without the checkpoint."""
-    return load_trained(tag, device, gpt)[:2]
+    """The same to write texts with: without the checkpoint, and on CUDA rounded to bfloat16."""
+    model, tokenizer, _ = load_trained(tag, device, gpt)
+    return (model.bfloat16() if device.type == "cuda" else model), tokenizer

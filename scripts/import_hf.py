@@ -25,15 +25,15 @@ class ImportConfig:
 
 def file_of_each_tensor(index: Path) -> dict[str, str]:
     """What an index of several files says; all of them lie in its folder. Raises UserError."""
-    from nanochat.hf_format import read_json, shown
+    from nanochat.hf_format import read_json
 
     wanted = read_json(index).get("weight_map")
     if not isinstance(wanted, dict) or not wanted:
-        raise UserError(f"{index}: weight_map is {shown(wanted)}, wanted a file for each tensor")
+        raise UserError(f"{index}: weight_map is {in_short(wanted)}, wanted a file for each tensor")
     for name, file in wanted.items():
         if not isinstance(file, str) or not re.fullmatch(r"[\w][\w.-]*\.safetensors", file):
             raise UserError(
-                f"{index}: {shown(name)} is to be in {shown(file)}, wanted a .safetensors file of this folder"
+                f"{index}: {in_short(name)} is to be in {in_short(file)}, wanted a .safetensors file of this folder"
             )
     return wanted
 
