@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanochat.common import UserError, run_program
+from nanochat.common import UserError, in_short, run_program
 from nanochat.flags import REQUIRED, flag, parse_flags
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def file_of_each_tensor(index: Path) -> dict[str, str]:
     for name, file in wanted.items():
         if not isinstance(file, str) or not re.fullmatch(r"[\w][\w.-]*\.safetensors", file):
             raise UserError(
-                f"{index}: {in_short(name)} is to be in {in_short(file)}, wanted a .safetensors file of this folder"
+                f"{index}: {in_short(name)} is to be in {in_short(file)}, "
+                "wanted a .safetensors file of this folder"
             )
     return wanted
 

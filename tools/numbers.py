@@ -8,8 +8,8 @@ A quoted number is a link into its record, so that the text stays readable where
     a step takes [276 ms](../results/bench-cpu-bfloat16.json#groups/steps/4/seconds/median;ms)
 
 The address is a path of keys and indices; what follows a semicolon says in which unit the text counts. The
-text holds one number, and its decimals say how far it is rounded. A string of the record can be quoted too. A
-table stands between two comments, and is made by the function `tables` of the module that they name:
+text holds one number, and its decimals say how far it is rounded. A string of the record can be quoted too.
+A table stands between two comments, and is made by the function `tables` of the module that they name:
 
     <!-- table: results/bench-cpu-bfloat16.json by scripts.bench -->
     <!-- end of table -->

@@ -83,7 +83,7 @@ def make(mistakes: Sequence[Mistake], book: Source) -> Source:
 
 
 def tables(files: dict[str, Any]) -> str:
-    """The names of all mistakes as a table. files: what each file of FOLDER holds, by the name of its step."""
+    """The names of all mistakes as a table. files: what each file of FOLDER holds, by its step's name."""
     lines, total = ["| step | names | |", "|---|---:|---|"], 0
     for step in STEPS:
         names = dict.fromkeys(entry["name"] for entry in files[step.id]["mistake"])
