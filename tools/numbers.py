@@ -14,7 +14,7 @@ A table stands between two comments, and is made by the function `tables` of the
     <!-- table: results/bench-cpu-bfloat16.json by scripts.bench -->
     <!-- end of table -->
 
-What a table is made from can also be data that the book keeps in TOML: a folder of such files, by their names.
+What a table is made from can also be data that the book keeps in TOML: a folder of such files, by name.
 
 The rejected alternative is a placeholder that the build fills in. It cannot fall behind, but the chapter then
 cannot be read without a build, and a change of a number does not show in the history of the sentence that it
