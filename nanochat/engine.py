@@ -61,11 +61,17 @@ class KVCache:
                 f"{self.seq_len}; create it with seq_len={end} or more, or reset() it"
             )
         store = self._store_like(v)
-        store[layer_idx, 0, :, :, self.pos : end] = k
-        store[layer_idx, 1, :, :, self.pos : end] = v
+        self._write(store, layer_idx, k, v)
         if layer_idx == self.num_layers - 1:
             self.pos = end
         return store[layer_idx, 0, :, :, :end], store[layer_idx, 1, :, :, :end]
+
+
+    def _write(self, store: Tensor, layer_idx: int, k: Tensor, v: Tensor) -> None:
+        """Put k and v into the memory, at the positions that follow."""
+        end = self.pos + k.size(-2)
+        store[layer_idx, 0, :, :, self.pos : end] = k
+        store[layer_idx, 1, :, :, self.pos : end] = v
 
     def prefill(self, other: "KVCache") -> None:
         """Copy what other holds into this empty cache; a single row of other goes to every row here.
@@ -119,6 +125,26 @@ class KVCache:
         )
 
 
+SIGNATURE = "(Tensor(a!) store, Tensor k, Tensor v, SymInt layer_idx, SymInt start) -> ()"
+torch.library.define("nanochat::write_kv", SIGNATURE)
+
+
+@torch.library.impl("nanochat::write_kv", "CompositeExplicitAutograd")
+def write_kv(store: Tensor, k: Tensor, v: Tensor, layer_idx: int, start: int) -> None:
+    """Put k and v (B, H_kv, T, D) into a cache's memory (L, 2, B, H_kv, seq_len, D), from position start on."""
+    end = start + k.size(-2)
+    store[layer_idx, 0, :, :, start:end] = k
+    store[layer_idx, 1, :, :, start:end] = v
+
+
+class CompiledCache(KVCache):
+    """A cache whose memory a compiled step writes in place."""
+
+    def _write(self, store: Tensor, layer_idx: int, k: Tensor, v: Tensor) -> None:
+        """Put k and v into the memory, at the positions that follow."""
+        torch.ops.nanochat.write_kv(store, k, v, layer_idx, self.pos)
+
+
 class Engine:
     """Generates with a key-value cache, for one prompt or many."""
 
@@ -126,7 +152,9 @@ class Engine:
         """The model is used where it is and as it is; compiled compiles its step when there is a first."""
         self.model = model
         self.step: Callable[..., Tensor] = model
+        self.cache_type: type[KVCache] = KVCache
         if compiled:
+            self.cache_type = CompiledCache
             fused: dict[str, Any] = {"cpp.use_decompose_tanh": True}
             self.step = torch.compile(model, dynamic=True, fullgraph=True, options=fused)
 
@@ -263,4 +291,4 @@ class Engine:
     def _cache(self, batch_size: int, seq_len: int) -> KVCache:
         """An empty cache of the model's shape."""
         config = self.model.config
-        return KVCache(batch_size, config.n_kv_head, seq_len, config.head_dim, config.n_layer)
+        return self.cache_type(batch_size, config.n_kv_head, seq_len, config.head_dim, config.n_layer)

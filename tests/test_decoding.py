@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor.utils import run_and_get_code
 
 from nanochat import decoding
 from nanochat.common import UserError
@@ -232,3 +234,17 @@ def test_a_compiled_step_gives_the_same_texts(prepare: Callable[[GPT], GPT]) -> 
     model = prepare(lively())
     texts = [Engine(model, compiled).complete(RAGGED[:3], 10, seed=1) for compiled in (False, True)]
     assert texts[0] == texts[1]
+
+
+@pytest.mark.slow
+def test_a_compiled_step_does_not_copy_the_cache() -> None:
+    """No buffer of the compiled step has the six dimensions of the cache; each layer writes in place."""
+    torch._dynamo.reset()
+    engine = Engine(lively(), compiled=True)
+    cache = engine._cache(1, 16)
+    with torch.inference_mode():
+        engine._feed([[1, 2, 3]], cache)
+        _, codes = run_and_get_code(engine._feed, [[4]], cache)
+    code = "\n".join(codes)
+    assert code.count("write_kv.default(") == engine.model.config.n_layer
+    assert not re.search(r"empty_strided_cpu\(\((?:[^,()]+, ){5}[^,()]+\)", code)

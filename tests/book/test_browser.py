@@ -117,6 +117,7 @@ class Reader:
 
 def reader(context: BrowserContext, address: str) -> Reader:
     context.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)  # a loaded machine takes longer than a page of mathematics does
     found = Reader(context.new_page(), address)
 
     def complain(text: str) -> None:
