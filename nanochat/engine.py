@@ -66,7 +66,6 @@ class KVCache:
             self.pos = end
         return store[layer_idx, 0, :, :, :end], store[layer_idx, 1, :, :, :end]
 
-
     def _write(self, store: Tensor, layer_idx: int, k: Tensor, v: Tensor) -> None:
         """Put k and v into the memory, at the positions that follow."""
         end = self.pos + k.size(-2)
@@ -131,7 +130,7 @@ torch.library.define("nanochat::write_kv", SIGNATURE)
 
 @torch.library.impl("nanochat::write_kv", "CompositeExplicitAutograd")
 def write_kv(store: Tensor, k: Tensor, v: Tensor, layer_idx: int, start: int) -> None:
-    """Put k and v (B, H_kv, T, D) into a cache's memory (L, 2, B, H_kv, seq_len, D), from position start on."""
+    """Put k and v (B, H_kv, T, D) into a memory (L, 2, B, H_kv, seq_len, D), from position start on."""
     end = start + k.size(-2)
     store[layer_idx, 0, :, :, start:end] = k
     store[layer_idx, 1, :, :, start:end] = v
