@@ -242,8 +242,8 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def tokenizer_settings(sequence_len: int) -> dict[str, Any]:
-    """The contents of tokenizer_config.json."""
+def tokenizer_settings(sequence_len: int, answers: bool) -> dict[str, Any]:
+    """The contents of tokenizer_config.json; `answers`: of a model with a chat template."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": sequence_len,
@@ -252,7 +252,7 @@ def tokenizer_settings(sequence_len: int) -> dict[str, Any]:
         "pad_token": "<|bos|>",
         "padding_side": "left",
         "extra_special_tokens": list(SPECIAL_TOKENS[1:]),
-        "split_special_tokens": True,
+        "split_special_tokens": not answers,
         "clean_up_tokenization_spaces": False,
     }
 
@@ -330,3 +330,72 @@ def refuse_another_cut(tokenizer: Tokenizer, folder: Path) -> None:
     for text in TRICKY:
         if theirs.encode(text, add_special_tokens=False).ids != tokenizer.encode(text):
             raise UserError(f"{path}: this tokenizer cuts {text[:40]!r} in a way that ours can not")
+
+
+CHAT_TEMPLATE = """\
+{#- A conversation as this model has read them: in an answer there may be calls of the tool, and outputs. -#}
+{%- set names = [NAMES] -%}
+{%- macro plain(text) -%}
+    {%- set kept = namespace(text=text) -%}
+    {%- for name in names -%}
+        {%- set kept.text = kept.text.replace(name, '< ' ~ name[1:]) -%}
+    {%- endfor -%}
+    {{- kept.text -}}
+{%- endmacro -%}
+{%- macro said(content) -%}
+    {%- if content is string -%}
+        {{- content -}}
+    {%- else -%}
+        {%- for piece in content or [] -%}{{- piece.text -}}{%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
+{%- macro marked(kind, text) -%}
+    {{- '<|' ~ kind ~ '_start|>' ~ plain(text) ~ '<|' ~ kind ~ '_end|>' -}}
+{%- endmacro -%}
+{%- set follows = {
+    'system': [''], 'user': ['', 'system', 'assistant', 'tool'],
+    'assistant': ['user', 'tool'], 'tool': ['assistant', 'tool']} -%}
+{%- set state = namespace(instructions='', previous='') -%}
+{{- '<|bos|>' -}}
+{%- for message in messages -%}
+    {%- set role = 'system' if message.role == 'developer' else message.role -%}
+    {%- if state.previous not in follows.get(role, []) -%}
+        {{- raise_exception('a message of the ' ~ role ~ ' cannot stand here: user and assistant take turns') -}}
+    {%- endif -%}
+    {%- if role == 'system' -%}
+        {%- set state.instructions = said(message.content) ~ '\\n\\n' -%}
+    {%- elif role == 'user' -%}
+        {%- if state.previous in ['assistant', 'tool'] -%}
+            {%- generation -%}{{- '<|assistant_end|>' -}}{%- endgeneration -%}
+        {%- endif -%}
+        {{- marked('user', state.instructions ~ said(message.content)) -}}
+        {%- set state.instructions = '' -%}
+    {%- elif role == 'tool' -%}
+        {{- marked('output', said(message.content)) -}}
+    {%- else -%}
+        {%- if state.previous == 'user' -%}{{- '<|assistant_start|>' -}}{%- endif -%}
+        {%- for part in message.parts or [] -%}
+            {%- if part.kind == 'output' -%}
+                {{- marked('output', part.text) -}}
+            {%- else -%}
+                {%- generation -%}
+                {{- marked('python', part.text) if part.kind == 'call' else plain(part.text) -}}
+                {%- endgeneration -%}
+            {%- endif -%}
+        {%- else -%}
+            {%- generation -%}
+            {{- plain(said(message.content)) -}}
+            {%- for call in message.tool_calls or [] -%}
+                {{- marked('python', call.function.arguments.call) -}}
+            {%- endfor -%}
+            {%- endgeneration -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {%- set state.previous = role -%}
+{%- endfor -%}
+{%- if state.previous == 'user' and add_generation_prompt -%}
+    {{- '<|assistant_start|>' -}}
+{%- elif state.previous == 'assistant' or state.previous == 'tool' and not add_generation_prompt -%}
+    {%- generation -%}{{- '<|assistant_end|>' -}}{%- endgeneration -%}
+{%- endif -%}
+""".replace("NAMES", ", ".join(f"'{name}'" for name in SPECIAL_TOKENS))

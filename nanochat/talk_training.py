@@ -55,11 +55,16 @@ class SftConfig(TalkConfig):
 STAGES = {"base": r"(?!.*-(mid|chat)(-\d+)?$).*", "mid": r".*-mid(-\d+)?", "chat": r".*-chat(-\d+)?"}
 
 
+def stage_of(tag: str) -> str:
+    """The stage that a run's name tells: base, mid or chat."""
+    return next(stage for stage, pattern in STAGES.items() if re.fullmatch(pattern, tag))
+
+
 def newest(stage: str) -> str:
     """The tag of the run of this stage, a key of STAGES, that saved last; "" if there is none."""
     from nanochat.checkpoint_manager import last_save, runs_folder, saved_steps
 
-    runs = [path for path in runs_folder().glob("*") if re.fullmatch(STAGES[stage], path.name)]
+    runs = [path for path in runs_folder().glob("*") if stage_of(path.name) == stage]
     return max(filter(saved_steps, runs), key=last_save).name if any(map(saved_steps, runs)) else ""
 
 

@@ -29,6 +29,13 @@ LABEL = """A small GPT of nanochat's architecture: run {run}, step {step}. It ne
     text = model.generate(**tokenizer("The", return_tensors="pt"), max_new_tokens=50, do_sample=True)
     print(tokenizer.decode(text[0], skip_special_tokens=True))
 """
+TALKING = """
+It answers questions, in a conversation of messages:
+
+    talk = [{"role": "user", "content": "Who are you?"}]
+    asked = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    print(tokenizer.decode(model.generate(**asked, max_new_tokens=80)[0]))
+"""
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,7 @@ def export(tag: str, out: Path) -> tuple[Checkpoint, Tokenizer]:
 
     from nanochat import hf_format
     from nanochat.checkpoint_manager import find_run, load_checkpoint
+    from nanochat.talk_training import stage_of
     from nanochat.tokenizer import Tokenizer
 
     if out.exists():
@@ -85,18 +93,19 @@ def export(tag: str, out: Path) -> tuple[Checkpoint, Tokenizer]:
     def as_json(contents: dict[str, Any]) -> str:
         return json.dumps(contents, indent=2, ensure_ascii=False) + "\n"
 
-    ends = {f"{kind}_token_id": tokenizer.bos for kind in ("bos", "eos", "pad")}
-    write_folder(
-        out,
-        {
-            "config.json": as_json(hf_format.describe_model(shape, tokenizer.bos, dtype)),
-            "model.safetensors": save(tensors, metadata={"format": "pt"}),
-            "generation_config.json": as_json(ends),
-            "tokenizer.json": as_json(hf_format.describe_tokenizer(tokenizer)),
-            "tokenizer_config.json": as_json(hf_format.tokenizer_settings(shape["sequence_len"])),
-            "README.md": LABEL.format(run=folder.name, step=checkpoint.step),
-        },
-    )
+    answers = stage_of(folder.name) != "base"
+    ends: dict[str, Any] = {f"{kind}_token_id": tokenizer.bos for kind in ("bos", "eos", "pad")}
+    if answers:
+        ends["eos_token_id"] = [tokenizer.bos, tokenizer.special("<|assistant_end|>")]
+    files: dict[str, bytes | str] = {
+        "config.json": as_json(hf_format.describe_model(shape, tokenizer.bos, dtype)),
+        "model.safetensors": save(tensors, metadata={"format": "pt"}),
+        "generation_config.json": as_json(ends),
+        "tokenizer.json": as_json(hf_format.describe_tokenizer(tokenizer)),
+        "tokenizer_config.json": as_json(hf_format.tokenizer_settings(shape["sequence_len"], answers)),
+        "README.md": LABEL.format(run=folder.name, step=checkpoint.step) + (TALKING if answers else ""),
+    }
+    write_folder(out, files | ({"chat_template.jinja": hf_format.CHAT_TEMPLATE} if answers else {}))
     return checkpoint, tokenizer
 
 
