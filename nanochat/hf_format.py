@@ -360,7 +360,7 @@ CHAT_TEMPLATE = """\
 {%- for message in messages -%}
     {%- set role = 'system' if message.role == 'developer' else message.role -%}
     {%- if state.previous not in follows.get(role, []) -%}
-        {{- raise_exception('a message of the ' ~ role ~ ' cannot stand here: user and assistant take turns') -}}
+        {{- raise_exception('a message of the ' ~ role ~ ' stands where it cannot: two take turns') -}}
     {%- endif -%}
     {%- if role == 'system' -%}
         {%- set state.instructions = said(message.content) ~ '\\n\\n' -%}

@@ -33,7 +33,8 @@ TALKING = """
 It answers questions, in a conversation of messages:
 
     talk = [{"role": "user", "content": "Who are you?"}]
-    asked = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    form = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+    asked = tokenizer.apply_chat_template(talk, **form)
     print(tokenizer.decode(model.generate(**asked, max_new_tokens=80)[0]))
 """
 

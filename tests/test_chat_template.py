@@ -180,7 +180,7 @@ def test_turns_out_of_order_are_refused(theirs: Any) -> None:
         [first, {"role": "tool", "content": "c"}],
         [{"role": "critic", "content": "c"}],
     ):
-        with pytest.raises(Exception, match="take turns"):
+        with pytest.raises(Exception, match="two take turns"):
             theirs.apply_chat_template(messages)
 
 
