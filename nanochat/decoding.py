@@ -150,11 +150,28 @@ def twin(module: nn.Module, weights: str) -> nn.Module:
     return other
 
 
+def runs_through(made: nn.Module) -> bool:
+    """Whether a twin computes with the layers that were put in, all of them."""
+    layers = [layer for layer in made.modules() if isinstance(layer, PackedLinear)]
+    called = set[nn.Module]()
+    hooks = [layer.register_forward_hook(lambda layer, *_: called.add(layer)) for layer in layers]
+    try:
+        with torch.inference_mode():
+            made(torch.zeros(1, 1, dtype=torch.long))
+    except AttributeError:  # asks a layer for what only a linear layer has
+        return False
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return len(called) == len(layers)
+
+
 def for_decoding(model: GPT, weights: str = "") -> GPT:
     """The model to decode with: `model`'s twin with weights in float32, bfloat16 or int8.
 
     "" asks for what is fastest among those that compute the same: float32, or the model itself on another
-    device than a CPU and without a compiler. Raises UserError where a format asked for by name cannot be had.
+    device than a CPU, without a compiler, and where a twin cannot be. Raises UserError where a format asked
+    for by name cannot be had.
     """
     if model.get_device().type != "cpu":
         kept = str(model.lm_head.weight.dtype).removeprefix("torch.")
@@ -169,4 +186,8 @@ def for_decoding(model: GPT, weights: str = "") -> GPT:
         return model
     made = twin(model, weights or "float32")
     assert isinstance(made, type(model))
-    return made
+    if runs_through(made):
+        return made
+    if weights:
+        raise UserError(f"--weights={weights}: this model does not call its linear layers; leave it out")
+    return model

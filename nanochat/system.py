@@ -12,9 +12,10 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 
 def told(path: str) -> str:
@@ -156,6 +157,24 @@ def limit_memory(most: int) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+def run_in_a_fork(work: Callable[[], NoReturn]) -> int | None:
+    """Do something that ends by itself in a copy of this process, and end all that it has started with it.
+
+    Returns its exit code; None where nothing was done, which is anywhere but on Linux: there a copy is not
+    safe. A process with threads must not be copied either.
+    """
+    if sys.platform != "linux":
+        return None
+    child = os.fork()
+    if not child:
+        os.setsid()
+        work()
+    _, status = os.waitpid(child, 0)
+    with suppress(OSError):
+        os.killpg(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(status)
 
 
 def end_with_children(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:

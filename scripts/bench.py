@@ -647,7 +647,11 @@ class BenchConfig:
         if missing := [name for name in wanted if name not in every]:
             size = "--quick" if self.quick else f"a device of type {machine.type}"
             raise UserError(f"--cases: {missing[0]} is not measured on {size}; there are {', '.join(every)}")
-        return {name: [replace(case, gpt=self.gpt) for case in every[name]] for name in wanted}
+        return {name: [replace(case, gpt=self.gpt) for case in every[name] if self.can(case)] for name in wanted}
+
+    def can(self, case: Case) -> bool:
+        """Whether the model can be measured so: the reference's weights have no other format."""
+        return not (self.gpt == "reference" and case.weights and case.work == "decode")
 
     def target(self, machine: Machine) -> Path | None:
         """Where the record goes, if anywhere: one file for each kind of machine, a played one apart."""

@@ -204,7 +204,7 @@ def test_prepare_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["--max_seq_len=1"], "--max_seq_len=1: a token and one before it"),
         (
             ["--max_seq_len=1000", "--bundle=BUNDLE"],
-            "--max_seq_len=1000: the model's rotary tables end at 160",
+            "--max_seq_len=1000: the model's rotary tables end at 480 positions",
         ),
         (["--batch_tokens=-1"], "--batch_tokens=-1: must not be negative"),
         (["--hf_path=x", "--run=tiny"], "leave out --run and --gpt"),

@@ -195,7 +195,7 @@ def test_sizes_and_targets():
         (["--steps=3"], "error: --steps=3: must be at least 4"),
         (["--gpt=mien"], "error: --gpt=mien is none of book, reference, mine"),
         (["--seed=3"], "error: there is no flag --seed; did you mean --seeds?"),
-        (["--device_type=tpu"], "error: --device_type"),
+        (["--device_type=tpu"], 'error: Invalid value "tpu" for --device_type. Choose from: '),
         (["--sides=bok"], "error: --sides: there is no side 'bok'; there are reference, book,"),
         (["--show=nowhere.json"], "error: nowhere.json: there is no such file"),
     ],

@@ -228,6 +228,30 @@ def test_on_another_device_the_weights_stay_as_they_are() -> None:
         for_decoding(model, "int8")
 
 
+class Asks(GPT):
+    """A model that multiplies with the weight of a layer, without calling it."""
+
+    def forward(self, idx: Tensor, *_: object, **__: object) -> Tensor:  # type: ignore[override]
+        return self.transformer.wte(idx) @ self.lm_head.weight.T
+
+
+class Forgets(GPT):
+    """A model that calls only the last of its layers."""
+
+    def forward(self, idx: Tensor, *_: object, **__: object) -> Tensor:  # type: ignore[override]
+        logits: Tensor = self.lm_head(self.transformer.wte(idx))
+        return logits
+
+
+@pytest.mark.parametrize("kind", [Asks, Forgets])
+def test_a_model_that_passes_its_layers_by_has_no_twin(kind: type[GPT]) -> None:
+    model = kind(lively().config)
+    model.init_weights()
+    assert for_decoding(model) is model
+    with pytest.raises(UserError, match="--weights=int8: this model does not call its linear layers"):
+        for_decoding(model, "int8")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("prepare", [lambda model: model, lambda model: for_decoding(model, "int8")])
 def test_a_compiled_step_gives_the_same_texts(prepare: Callable[[GPT], GPT]) -> None:

@@ -82,7 +82,7 @@ def test_bfloat16_tables_move_a_logit_by_less_than_a_thousandth() -> None:
 
 
 def test_bfloat16_halves_the_bytes() -> None:
-    half = numbers("measure rounding", "embedding_dtype=bfloat16")
+    half = numbers("measure rounding", "dtype=bfloat16", "embedding_dtype=bfloat16")
     whole = numbers("measure rounding", "embedding_dtype=float32", "table_dtype=float32")
     for name in ("embedding, bytes", "tables, bytes"):
         assert whole[name] == 2 * half[name]

@@ -94,11 +94,13 @@ def test_a_session_keeps_its_lines() -> None:
     assert session("x\n```pycon\n>>> 1\n1\n```\ny") == "\n\n>>> 1\n1\n\n"
 
 
+FOLDERS, CODE = ("nanochat", "scripts", "tasks"), (".py", ".c", ".js", ".html", ".css")
 ASKED = re.compile(r"^\*\*Question \d+\.\*\*\s+(`+)(?P<code>.+?)\1", re.M | re.S)
 
 
 def test_a_question_points_at_a_line_of_the_program() -> None:
-    program = "\n".join(path.read_text() for path in (LIT.parent / "nanochat").rglob("*.py"))
+    written = [path for folder in FOLDERS for path in (LIT.parent / folder).rglob("*") if path.suffix in CODE]
+    program = "\n".join(path.read_text() for path in written)
     asked = [(page.name, match["code"]) for page in PAGES for match in ASKED.finditer(page.read_text())]
     assert len(asked) > 10
     gone = [f"{page}: {code}" for page, code in asked if " ".join(code.split()) not in program]

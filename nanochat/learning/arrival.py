@@ -90,15 +90,9 @@ def arrive(path: Path, time_limit: float) -> Arrival:
 
 
 def _send_a_child(path: Path, folder: Path, time_limit: float) -> int | None:
-    if sys.platform == "linux":
-        child = os.fork()
-        if not child:
-            os.setsid()
-            visit(path, folder, time_limit)
-        _, status = os.waitpid(child, 0)
-        with suppress(OSError):
-            os.killpg(child, signal.SIGKILL)  # and whatever it has started
-        return os.waitstatus_to_exitcode(status)
+    code = system.run_in_a_fork(lambda: visit(path, folder, time_limit))
+    if code is not None:
+        return code
     command = [sys.executable, "-m", "nanochat.learning.arrival", str(path), str(folder), str(time_limit)]
     process = subprocess.Popen(command, start_new_session=True)
     with suppress(subprocess.TimeoutExpired):

@@ -3,6 +3,7 @@
 import ast
 import copy
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,9 @@ class Unjudgeable(Exception):
     """A step that cannot be run at all; the text says why and what to do."""
 
 
+PARSING = threading.Lock()  # Python 3.11 counts the depth of all threads' trees in one number, and fails
+
+
 @dataclass(frozen=True)
 class Source:
     """A model file, parsed and never imported. Raises Unjudgeable if it is not Python."""
@@ -37,7 +41,8 @@ class Source:
     def parse(self) -> ast.Module:
         """A fresh tree of the file."""
         try:
-            return ast.parse(self.text, filename=self.path)
+            with PARSING:
+                return ast.parse(self.text, filename=self.path)
         except SyntaxError as error:
             where = f"{self.path}:{error.lineno}" if error.lineno else self.path
             shown = f" ({error.text.strip()})" if error.text else ""
