@@ -647,7 +647,9 @@ class BenchConfig:
         if missing := [name for name in wanted if name not in every]:
             size = "--quick" if self.quick else f"a device of type {machine.type}"
             raise UserError(f"--cases: {missing[0]} is not measured on {size}; there are {', '.join(every)}")
-        return {name: [replace(case, gpt=self.gpt) for case in every[name] if self.can(case)] for name in wanted}
+        return {
+            name: [replace(case, gpt=self.gpt) for case in every[name] if self.can(case)] for name in wanted
+        }
 
     def can(self, case: Case) -> bool:
         """Whether the model can be measured so: the reference's weights have no other format."""
