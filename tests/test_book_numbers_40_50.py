@@ -16,6 +16,7 @@ from nanochat.normans_gpt import GPT, GPTConfig
 LIT = Path(__file__).parent.parent / "lit"
 OPTIMIZATION = " ".join((LIT / "40-optimization.md").read_text(encoding="utf-8").split())
 GENERATION = " ".join((LIT / "50-generation.md").read_text(encoding="utf-8").split())
+PROMPTS = " ".join((LIT / "50b-many-prompts.md").read_text(encoding="utf-8").split())
 V = 65536
 
 
@@ -185,7 +186,7 @@ def test_passes_of_ragged_prompts() -> None:
     passes: list[int] = []
     model.register_forward_pre_hook(lambda *_: passes.append(1))
     Engine(model).complete([[1 + n % 3] * n for n in range(5, 13)], 64)
-    assert f"take {8 * 64} passes in groups, and {len(passes)} here" in GENERATION
+    assert f"take {8 * 64} passes in groups, and {len(passes)} here" in PROMPTS
 
 
 def test_small_claims_of_generation() -> None:

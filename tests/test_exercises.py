@@ -8,6 +8,7 @@ import torch
 
 from nanochat.loss import rows_per_chunk
 from nanochat.normans_gpt import GPT, GPTConfig
+from nanochat.step import Schedule, muon_momentum
 from tests.test_book_numbers import bf16, meta, says
 
 
@@ -114,3 +115,43 @@ def test_exercises_of_decoding_and_of_bits() -> None:
         f"$4 + 16/32 = {4 + 16 / 32}$ bits",
     )
     says(64, f"$3.8/(\\ln 2 \\cdot 4.3) = {3.8 / (math.log(2) * 4.3):.2f}$", f"$13/4.8 = {13 / 4.8:.2f}$")
+
+
+def test_exercises_of_the_tokenizer_and_the_loader() -> None:
+    rows, body = 2 * 8192 * 256, 12 * 4 * 256**2
+    says(62, f"$2VC = {rows:,}$, against {body:,}: {rows / body:.2f} times")
+    says(63, f"{100 / 257:.2f} % and {100 / 9:.1f} %")
+    full, rest = divmod(1000 - 1, 8)
+    says(63, f"{1000 - 1} predictions", f"fill {full} sequences and {rest} places of one more")
+    assert 8 - rest == 1
+    text, places = 10 + 300 + 50, 4 * 256
+    says(
+        63, f"are {places:,} places for {text} tokens, {100 * text / places:.0f} %", f"has {text + 3} tokens"
+    )
+    says(63, f"{text + 2} predictions: one full row and {text + 2 - 256} places")
+    tokens = 40_000 / 4.3
+    says(
+        63,
+        f"is {tokens:,.0f} tokens or {tokens / 256:.0f} sequences",
+        f"holds {1024 * 256 / tokens:.0f} speeches",
+    )
+
+
+def test_exercises_of_the_training_loop() -> None:
+    says(66, f"$32 \\cdot 2048 = {32 * 2048:,}$ tokens a pass, so {524288 // 65536} passes")
+    schedule = Schedule(warmup=0.1, warmdown=0.2, final=0.1)
+    says(
+        66, f"$(0 + 0.01)/0.1 = {schedule.multiplier(0, 0.01):g}$", f"= {schedule.multiplier(0.9, 0.01):.2f}$"
+    )
+    length = math.hypot(1.5, 0.2)
+    says(66, f"of length {length:.3f}: clipped it is $({1.5 / length:.3f}, {0.2 / length:.3f})$")
+    degrees = [math.degrees(math.atan2(y, x)) for x, y in ((1.5, 0.2), (0.5, 0.2))]
+    says(66, f"{degrees[0]:.1f} degrees from", f"points {degrees[1]:.1f} degrees away")
+    assert (1 / 2) / (1 / 5) == 2.5
+    says(66, f"$20 \\cdot 5,767,168 / 4096 = {20 * 5767168 // 4096:,}$", f"= {muon_momentum(150):g}$")
+
+
+def test_exercises_of_compiling() -> None:
+    assert round(20 / (0.3 - 0.2)) == 200
+    says(36, "so after 200 steps", f"$20 + 200 \\cdot 0.2 = {20 + 200 * 0.2:.0f}$ seconds")
+    says(36, f"{2**27 // 4096:,} pages, or {2**27 // 2**21}")

@@ -93,6 +93,17 @@ def test_the_epub_has_every_chapter_in_its_contents(made: Made) -> None:
     assert chapters == [*titles(made.volume), *answers, "Index of fragments"]
 
 
+def test_each_part_opens_with_its_name(made: Made) -> None:
+    pages = [page for page in read_pages(PROJECT) if page.volume == made.volume]
+    parts = list(dict.fromkeys(page.part for page in pages if page.part))
+    assert len(parts) > 3
+    with zipfile.ZipFile(made.epub) as archive:
+        nav = archive.read("EPUB/nav.xhtml").decode()
+    assert [unescape(name) for name in re.findall(r'#part--[^"]+">(.+?)</a>', nav)] == parts
+    opened = [text for text in made.pages().values() if 'class="level1 part"' in text]
+    assert len(opened) == len(parts)
+
+
 def test_the_epub_has_formulas_as_mathml_and_no_script(made: Made) -> None:
     text = "".join(made.pages().values())
     assert text.count("<math") > (500 if "one" in made.volume else 100)

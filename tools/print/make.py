@@ -9,6 +9,7 @@ from tools.print.answers import move_to_the_back
 from tools.print.code import Setter
 from tools.print.epub import bind
 from tools.print.pages import read_pages
+from tools.print.parts import with_parts
 from tools.print.pdf import cover, typeset
 from tools.print.reader import read
 from tools.print.title import title_of
@@ -29,7 +30,8 @@ def make_book(root: Path, say: Callable[[str], None] = print) -> int:
     files: dict[str, bytes] = {}
     for volume in dict.fromkeys(page.volume for page in pages):
         title, own = title_of(root, volume), setter.within(volume)
-        chapters = move_to_the_back([reading for reading in readings if reading.page.volume == volume])
+        within = with_parts(reading for reading in readings if reading.page.volume == volume)
+        chapters = move_to_the_back([*within])
         files[f"{stem(volume)}.epub"] = bind(root, title, chapters, own, cover(root, title, scratch))
         files[f"{stem(volume)}.pdf"] = typeset(root, title, chapters, own, scratch)
     for name, data in files.items():

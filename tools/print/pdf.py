@@ -13,6 +13,7 @@ import typst
 
 from tools.print.code import Setter, typst_string
 from tools.print.pandoc import Element, document, pandoc, plain, raw, walk
+from tools.print.parts import CLASS
 from tools.print.reader import Reading
 from tools.print.title import Title
 from tools.problems import Problem, Refused
@@ -96,6 +97,8 @@ def for_typst(element: Element) -> list[Element] | None:
     if element["t"] == "Para" and [e["t"] for e in element["c"]] == ["Image"]:
         _, inlines, (path, _) = element["c"][0]["c"]
         return [raw("typst", f"#picture({typst_string('/' + path)}, {typst_string(plain(inlines))})")]
+    if element["t"] == "Header" and CLASS in element["c"][1][1]:
+        return [raw("typst", f"#part({typst_string(plain(element['c'][2]))})")]
     if element["t"] == "Table" and sum(len(body[3]) for body in element["c"][4]) <= SHORT:
         return [raw("typst", "#block(breakable: false)["), element, raw("typst", "]")]
     if element["t"] in ("RawBlock", "RawInline") and element["c"][0] == "html":
