@@ -27,6 +27,7 @@ ONCE = {
     "test_book_claims.py": "tests sentences by numbers that hold by far",
     "test_book_numbers.py": "tests sentences by numbers that hold by far",
     "test_book_numbers_40_50.py": "tests sentences by numbers that hold by far",
+    "test_chat_template.py": "renders, and computes nothing",
     "test_chat_training.py": "tests what is read and in which order; the steps are tested in test_step.py",
     "test_common.py": "its sums are of two numbers",
     "test_compare.py": "the models are compared in test_parity.py",
