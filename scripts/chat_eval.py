@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nanochat.common import UserError, pick_device, run_program, write_atomically
 from nanochat.flags import flag, parse_flags
+from nanochat.records import command_of, describe_machine, moment, write_record
+from nanochat.report import read_meta
+from nanochat.talk_training import stage_of
 from nanochat.trained import load_trained
 from tasks import WEIGHTS, all_tasks
+
+if TYPE_CHECKING:
+    from nanochat.exam import Mark
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,7 @@ class ChatEvalConfig:
     questions: int = flag(300, "validation questions of each task, at most")
     show: int = flag(3, "wrong answers to print for each task")
     out: str = flag("", "a JSON file for everything, all wrong answers too")
+    record: str = flag("", "a JSON file for shares, the machine, and how the model was made")
     device_type: str = flag("", "cuda, mps or cpu (without: the first there is)")
 
     def __post_init__(self) -> None:
@@ -61,6 +71,37 @@ def main() -> None:
             "tasks": [asdict(mark) for mark in marks],
         }
         write_atomically(Path(config.out), json.dumps(report, indent=1) + "\n")
+    if config.record:
+        facts = {"command": command_of("scripts.chat_eval", replace(config, record=""))}
+        facts |= {"date": moment(time.time()), "machine": describe_machine(device.type)}
+        record = {**facts, "stages": stages(checkpoint.folder), **shares(marks)}
+        write_record(Path(config.record), record)
+
+
+def stages(folder: Path) -> dict[str, dict[str, Any]]:
+    """Steps, seconds and bits per byte of a run, and of those that it began with, by the stage."""
+    found: dict[str, dict[str, Any]] = {}
+    while folder.exists() and stage_of(folder.name) not in found:
+        meta = read_meta(folder)
+        progress = meta.get("progress", {})
+        names = ("seconds", "train_seconds", "val_bpb")
+        told = {"steps": meta["step"], "model": meta["model"], **{name: progress.get(name) for name in names}}
+        found[stage_of(folder.name)] = told
+        folder = folder.parent / (meta.get("config", {}).get("base") or folder.name)
+    return found
+
+
+def shares(marks: Sequence[Mark]) -> dict[str, Any]:
+    """The score and, for each task, shares of 1: right, the ends of its interval, the baseline."""
+    from nanochat.exam import interval, talk_score
+
+    tasks = {}
+    for mark in marks:
+        low, high = interval(mark.right, mark.asked)
+        baseline = mark.baseline / mark.asked
+        told = {"asked": mark.asked, "right": mark.share, "low": low, "high": high, "baseline": baseline}
+        tasks[mark.task.replace(" ", "-")] = told
+    return {"score": talk_score(marks), "tasks": tasks}
 
 
 if __name__ == "__main__":

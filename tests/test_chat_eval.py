@@ -164,7 +164,7 @@ def test_the_program_prints_a_table_and_keeps_everything(
     monkeypatch.setattr(chat_eval, "all_tasks", lambda *_: [named("identity")])
     out = tmp_path / "out.json"
     flags = ["chat_eval", "--tasks=identity", "--questions=3", f"--out={out}", "--device_type=cpu"]
-    monkeypatch.setattr("sys.argv", flags)
+    monkeypatch.setattr("sys.argv", [*flags, f"--record={tmp_path / 'record.json'}"])
     chat_eval.main()
     printed = capsys.readouterr().out
     assert "| identity | 0.0% |" in printed
@@ -172,6 +172,25 @@ def test_the_program_prints_a_table_and_keeps_everything(
     report = json.loads(out.read_text())
     assert report["run"] == "d1-chat"
     assert len(report["tasks"][0]["failures"]) == 3
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["tasks"]["identity"]["asked"] == 3
+    assert record["tasks"]["identity"]["right"] == record["tasks"]["identity"]["low"] == 0
+    assert record["tasks"]["identity"]["high"] == interval(0, 3)[1]
+    assert record["score"] is None, "it needs all tasks"
+    assert record["machine"]["type"] == "cpu"
+
+
+def test_a_record_tells_how_each_stage_was_made(model: GPT, tmp_path: Path) -> None:
+    for tag, base, steps in (("d1", "", 7), ("d1-mid", "d1", 8), ("d1-chat-2", "d1-mid", 9)):
+        meta = {"model": vars(model.config), "tokenizer": "", "config": {"base": base}}
+        meta |= {"progress": {"seconds": 10.0 * steps, "train_seconds": 5.0, "val_bpb": 1.5}}
+        save_checkpoint(tmp_path / tag, steps, model, [], meta)
+    told = chat_eval.stages(tmp_path / "d1-chat-2")
+    assert {stage: (one["steps"], one["seconds"]) for stage, one in told.items()} == {
+        "chat": (9, 90.0),
+        "mid": (8, 80.0),
+        "base": (7, 70.0),
+    }
 
 
 def named(name: str) -> Task:
