@@ -72,8 +72,8 @@ def main() -> None:
         }
         write_atomically(Path(config.out), json.dumps(report, indent=1) + "\n")
     if config.record:
-        facts = {"command": command_of("scripts.chat_eval", replace(config, record=""))}
-        facts |= {"date": moment(time.time()), "machine": describe_machine(device.type)}
+        command = command_of("scripts.chat_eval", replace(config, record=""))
+        facts = {"command": command, "date": moment(time.time()), "machine": describe_machine(device.type)}
         record = {**facts, "stages": stages(checkpoint.folder), **shares(marks)}
         write_record(Path(config.record), record)
 
