@@ -13,6 +13,7 @@ import os
 import sys
 import tokenize
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -132,3 +133,43 @@ def import_file(path: Path) -> ModuleType:
         place = f"{shown(path)}:{lines[-1]}" if lines else shown(path)
         raise UserError(f"{place}: importing the file ends in {type(error).__name__}: {error}") from error
     return module
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A line of a model's file that took part in an exception."""
+
+    function: str
+    line: int
+
+
+def frames_in(error: BaseException, path: Path) -> list[Frame]:
+    """The frames of a traceback that lie in a file, from the outermost to the innermost."""
+    found = []
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if Path(frame.f_code.co_filename) == path:
+            found.append(Frame(frame.f_code.co_qualname, line))
+    return found
+
+
+def gap_of(error: BaseException, path: Path) -> Frame | None:
+    """Where a NotImplementedError was raised, if it was raised in this file itself."""
+    innermost = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
+    own = innermost and Path(innermost[0].f_code.co_filename) == path
+    return frames_in(error, path)[-1] if own and isinstance(error, NotImplementedError) else None
+
+
+@contextlib.contextmanager
+def gaps_named(name: str) -> Iterator[None]:
+    """While active, a NotImplementedError raised in the file that --gpt names becomes a UserError."""
+    try:
+        yield
+    except NotImplementedError as error:
+        path = choose_gpt(name).path
+        gap = gap_of(error, path)
+        if gap is None:
+            raise
+        raise UserError(
+            f"{shown(path)}:{gap.line}: {gap.function} is not written: {error}. "
+            "`make learn` says what it is for, and where to read"
+        ) from error

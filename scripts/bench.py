@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat.common import UserError, pick_device, run_program
 from nanochat.flags import flag, parse_flags
-from nanochat.learning.gaps import gaps_explained
 from nanochat.machine import Machine, measure_rates, multiplies_bfloat16, own_cores, this_machine
 from nanochat.measured_text import VOCAB_SIZE, open_text, prepare_text
-from nanochat.models import choose_gpt, load_gpt
+from nanochat.models import choose_gpt, gaps_named, load_gpt
 from nanochat.records import (
     FORMAT,
     another_base,
@@ -691,7 +690,7 @@ def try_model(gpt: str) -> None:
     import torch
 
     case = Case("steps", "trial", "step", TINY, gpt=gpt)
-    with gaps_explained(gpt):
+    with gaps_named(gpt):
         model = build_model(case, torch.device("cpu"))
         model.setup_optimizers()
         model.estimate_flops()

@@ -20,7 +20,7 @@ from typing import Any
 from nanochat.common import UserError, nearest, run_program, write_atomically
 from nanochat.flags import REQUIRED, flag, parse_command
 from nanochat.learning.court import Judge
-from nanochat.learning.gaps import Frame, explain_gap
+from nanochat.learning.gaps import explain_gap
 from nanochat.learning.grading import grade_folder, write_tables
 from nanochat.learning.hybrid import BOOK_PATH, Source, Unjudgeable, read_source
 from nanochat.learning.progress import SKELETON, Milestone, Verdict, Workshop

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nanochat.base_training import train
 from nanochat.common import UserError, pick_device, print0, run_program
 from nanochat.dataset import corpus_folder, documents, parquet_files, prepare_corpus
 from nanochat.flags import flag, parse_flags
@@ -16,7 +17,6 @@ from nanochat.models import choose_gpt
 from nanochat.plans import CUDA, CUDA_FINEWEB, PLANS, SMALL, Plan, explain, measured_pace, plan_for
 from nanochat.tokenizer import Tokenizer, prepare_tokenizer, tokenizer_folder
 from nanochat.train_config import TrainConfig
-from scripts.base_train import train
 
 if TYPE_CHECKING:
     from nanochat.run import Result

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import json
+import math
 import multiprocessing
 import os
-import platform
 import random
 import signal
 import sys
@@ -26,10 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.checkpoint_manager import load_checkpoint, read_record, saved_steps
+from nanochat.records import FORMAT, describe_machine, moment, write_record
+from nanochat.system import load_average
 from tests.tiny_run import flags, own_base, records, tiny_config
 
 # A process is forked from a server that has these, so that a start takes no seconds.
-SERVER_HAS = ["torch", "torch._dynamo", "nanochat.run", "nanochat.training", "nanochat.checkpoint_manager"]
+SERVER_HAS = ["torch", "torch._dynamo", "nanochat.run", "nanochat.base_training", "tests.programs"]
 EVERY = (1, 2, 5, 20)  # steps between checkpoints: one of these for each run
 
 
@@ -61,8 +62,8 @@ class Count:
 class Torture:
     """Runs in one base folder, and what they should have come to."""
 
-    def __init__(self, base: Path, steps: int, seed: int) -> None:
-        self.base, self.steps, self.random = base, steps, random.Random(seed)
+    def __init__(self, base: Path, steps: int, seed: int, until: float = math.inf) -> None:
+        self.base, self.steps, self.random, self.until = base, steps, random.Random(seed), until
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(SERVER_HAS)
         self.count = Count()
@@ -100,6 +101,7 @@ class Torture:
         tag, every = f"t{number}", self.random.choice(EVERY)
         attempt = 0
         while True:
+            most = most if time.monotonic() < self.until else 0
             process = self.start(tag, every)
             if most > 0 and self.random.random() < 0.9:
                 self.wait_for_a_step(tag, process)
@@ -149,10 +151,13 @@ class Torture:
         return True
 
 
-def torture(base: Path, kills: int, steps: int, seed: int = 0) -> Count:
-    """Kill `kills` times, over as many runs as it takes; the base folder has the tiny corpus."""
-    play = Torture(base, steps, seed)
-    while play.count.kills < kills:
+def torture(base: Path, kills: int, steps: int, seed: int = 0, seconds: float = math.inf) -> Count:
+    """Kill `kills` times, over as many runs as it takes; the base folder has the tiny corpus.
+
+    seconds: after these no run is begun, and the one that goes on is left to come to its end.
+    """
+    play = Torture(base, steps, seed, time.monotonic() + seconds)
+    while play.count.kills < kills and time.monotonic() < play.until:
         play.one_run(kills - play.count.kills)
     return play.count
 
@@ -165,24 +170,25 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--steps", type=int, default=60, help="of each training")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop killing after these")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
-    began = time.perf_counter()
+    began, load_before = time.perf_counter(), load_average()
     with tempfile.TemporaryDirectory() as folder, own_base(Path(folder)):
-        count = torture(Path(folder), chosen.kills, chosen.steps, chosen.seed)
+        count = torture(Path(folder), chosen.kills, chosen.steps, chosen.seed, chosen.seconds)
     given = f"--kills={chosen.kills} --steps={chosen.steps} --seed={chosen.seed}"
     record = {
+        "format": FORMAT,
         "command": f"python -m tests.torture {given}",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
+        "date": moment(time.time()),
+        "machine": describe_machine("cpu"),
+        "load_average": {"before": load_before, "after": load_average()},
         "seconds": round(time.perf_counter() - began),
         **vars(count),
     }
-    text = json.dumps(record, indent=1) + "\n"
-    print(text, end="")
+    print(json.dumps(record, indent=1))
     if chosen.out:
-        chosen.out.write_text(text, encoding="utf-8")
+        write_record(chosen.out, record)
     return 1 if count.problems or count.damaged or count.identical != count.runs else 0
 
 

@@ -33,6 +33,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "training": (
         *(
             "agreement",
+            "base_training",
             "bigram",
             "chat_server",
             "chat_worker",

@@ -23,7 +23,6 @@ from torch import Tensor
 from nanochat import system
 from nanochat.common import UserError, write_atomically
 from nanochat.learning.arrival import import_watched, leave_the_compiler_out
-from nanochat.learning.gaps import frames_in, gap_of
 from nanochat.learning.report import (
     ANSWER,
     BATCH,
@@ -36,7 +35,7 @@ from nanochat.learning.report import (
     Report,
     Wrong,
 )
-from nanochat.models import refuse_what_is_no_model
+from nanochat.models import frames_in, gap_of, refuse_what_is_no_model
 from nanochat.step import Stepper, empty_model
 
 Trace = Callable[[ModuleType], AbstractContextManager[Any]]

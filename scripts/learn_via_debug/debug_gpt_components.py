@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat.common import UserError, run_program, write_atomically
 from nanochat.flags import flag, parse_flags
-from nanochat.learning.gaps import gaps_explained
-from nanochat.models import choose_gpt, load_gpt
+from nanochat.models import choose_gpt, gaps_named, load_gpt
 
 if TYPE_CHECKING:
     import torch
@@ -327,10 +326,10 @@ def main() -> None:
     """Walk through one model, or compare two; status 1 if they differ."""
     config = parse_flags(WalkConfig, sys.argv[1:], "debug_gpt_components", __doc__ or "")
     choose_gpt(config.gpt)
-    with gaps_explained(config.gpt):
+    with gaps_named(config.gpt):
         if config.against:
             choose_gpt(config.against)
-            with gaps_explained(config.against):
+            with gaps_named(config.against):
                 lines, same = compare(config)
             print("\n".join(lines))
             sys.exit(0 if same else 1)

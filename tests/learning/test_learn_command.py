@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from nanochat.learning.progress import SKELETON, Workshop
 from nanochat.learning.rehearsal import no_trace, rehearse_file
 from nanochat.learning.report import Rehearsal, Report
 from nanochat.learning.steps import STEPS, step_named
-from nanochat.models import BUILT_IN, ROOT, choose_gpt, import_file, load_gpt
+from nanochat.models import BUILT_IN, ROOT, choose_gpt, gaps_named, import_file, load_gpt
 from nanochat.train_config import TrainConfig
 from scripts import learn
 from scripts.base_train import train
@@ -527,14 +528,30 @@ def test_training_explains_a_gap_and_records_whose_model_it_was(tmp_path: Path) 
     path.write_text(SKELETON.read_text())
     with pytest.raises(UserError) as caught:
         train(tiny_config(gpt=str(path)))
-    assert str(caught.value).startswith(FIRST_ERROR)
-    assert "  why now    Training begins" in str(caught.value)
+    line = SKELETON.read_text().partition('"TODO: Implement GPT.__init__')[0].count("\n")
+    told = FIRST_ERROR.strip().removeprefix("NotImplementedError: ")
+    assert str(caught.value) == (
+        f"{path}:{line}: GPT.__init__ is not written: {told}. `make learn` says what it is for, and where "
+        "to read"
+    )
     path.write_text(BOOK.text)
     result = train(tiny_config(gpt=str(path), num_iterations=2))
     metas = [json.loads(p.read_text())["meta"]["gpt"] for p in sorted(result.folder.glob("meta_*.json"))]
     assert metas[-1] == choose_gpt(str(path)).record()
     with pytest.raises(UserError, match=r"--gpt is book here and .*mine\.py there"):
         train(tiny_config(num_iterations=4, resume=result.tag))
+
+
+def test_only_what_the_file_itself_raises_is_a_gap(tmp_path: Path) -> None:
+    """PyTorch raises NotImplementedError too, and might do so in a line with the same number."""
+    path = tmp_path / "mine.py"
+    path.write_text("from nanochat.normans_gpt import GPT, GPTConfig\n")
+    space: dict[str, Any] = {}
+    exec(compile("\ndef call(late): late()\n", str(path), "exec"), space)
+    for raising, kind in ((path, UserError), (tmp_path / "other.py", NotImplementedError)):
+        exec(compile("def late():\n    raise NotImplementedError\n", str(raising), "exec"), space)
+        with pytest.raises(kind), gaps_named(str(path)):
+            space["call"](space["late"])
 
 
 def test_the_walk_takes_the_learners_model(tmp_path: Path) -> None:
