@@ -32,7 +32,7 @@ from nanochat.common import (
 )
 from nanochat.dataset import file_sha256
 
-Place: TypeAlias = Path | zipfile.Path  # a folder, or a folder inside of a zip file
+Folder: TypeAlias = Path | zipfile.Path  # a folder, or a folder inside of a zip file
 
 
 CORE_TASKS = (
@@ -157,7 +157,7 @@ def read_bundle(path: Path, names: Sequence[str] = ()) -> TaskSet:
     Raises UserError if it is missing, incomplete or damaged.
     """
     try:
-        root: Place = zipfile.Path(path) if path.is_file() else path
+        root: Folder = zipfile.Path(path) if path.is_file() else path
     except (zipfile.BadZipFile, OSError) as error:
         raise UserError(
             f"{path} is no whole zip file ({error}), perhaps half a download: delete it, and fetch it with "
@@ -197,7 +197,7 @@ def read_bundle(path: Path, names: Sequence[str] = ()) -> TaskSet:
     return TaskSet(f"the bundle {path}", file_sha256(path) if path.is_file() else "", True, tuple(tasks))
 
 
-def _bundle_items(root: Place, file: str, kind: str) -> tuple[Item, ...]:
+def _bundle_items(root: Folder, file: str, kind: str) -> tuple[Item, ...]:
     """The items of one file of the bundle. Raises UserError naming the line that is none."""
     if kind not in KINDS:
         raise UserError(f"{root / 'core.yaml'}: {file} is of type {kind!r}, not {', '.join(KINDS)}")
@@ -216,7 +216,7 @@ def _bundle_items(root: Place, file: str, kind: str) -> tuple[Item, ...]:
     return shuffled(items)
 
 
-def _read(root: Place, name: str) -> str:
+def _read(root: Folder, name: str) -> str:
     """A text of the bundle. Raises UserError if it is missing or damaged."""
     parts = name.split("/")
     if ".." in parts or "" in parts:

@@ -24,7 +24,7 @@ Tokens = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
-class Place:
+class Bookmark:
     """A place in the stream: pass over the corpus, row group in it, tokens of that group before the place."""
 
     epoch: int = 0
@@ -33,11 +33,11 @@ class Place:
 
 
 def _stream(
-    groups: Sequence[tuple[Path, int]], tokenizer: Tokenizer, place: Place, endless: bool
-) -> Iterator[tuple[Place, Tokens]]:
-    """The tokens of one row group after another from `place` on, each array with its first token's place."""
+    groups: Sequence[tuple[Path, int]], tokenizer: Tokenizer, mark: Bookmark, endless: bool
+) -> Iterator[tuple[Bookmark, Tokens]]:
+    """The tokens of one row group after another from `mark` on, each array with its first token's place."""
     last: tuple[int, Tokens] | None = None
-    epoch, first, skip = place.epoch, place.group, place.token
+    epoch, first, skip = mark.epoch, mark.group, mark.token
     while True:
         for group in range(first, len(groups)):
             if last is None or last[0] != group:
@@ -45,7 +45,7 @@ def _stream(
                 arrays = [np.array(row, dtype=np.int32) for row in rows]
                 last = group, np.concatenate(arrays) if arrays else np.empty(0, dtype=np.int32)
             if skip < len(last[1]):
-                yield Place(epoch, group, skip), last[1][skip:]
+                yield Bookmark(epoch, group, skip), last[1][skip:]
             skip = 0
         if not endless:
             return
@@ -53,11 +53,11 @@ def _stream(
 
 
 def _cut_blocks(
-    stream: Iterator[tuple[Place, Tokens]], sequences: int, length: int
-) -> Iterator[tuple[Place, Tokens]]:
+    stream: Iterator[tuple[Bookmark, Tokens]], sequences: int, length: int
+) -> Iterator[tuple[Bookmark, Tokens]]:
     """Blocks of sequences · length + 1 tokens that overlap by one, with the place of each first token."""
     need = sequences * length + 1
-    pieces: list[tuple[Place, Tokens]] = []
+    pieces: list[tuple[Bookmark, Tokens]] = []
     held = 0
     for piece in stream:
         pieces.append(piece)
@@ -68,19 +68,19 @@ def _cut_blocks(
         ends = np.cumsum([len(tokens) for _, tokens in pieces])
         start = 0
         while held - start >= need:
-            yield _place_at(pieces, ends, start), flat[start : start + need]
+            yield _mark_at(pieces, ends, start), flat[start : start + need]
             start += sequences * length
-        pieces, held = [(_place_at(pieces, ends, start), flat[start:])], held - start
+        pieces, held = [(_mark_at(pieces, ends, start), flat[start:])], held - start
     if held > 1:
         yield pieces[0][0], np.concatenate([tokens for _, tokens in pieces])
 
 
-def _place_at(pieces: list[tuple[Place, Tokens]], ends: npt.NDArray[Any], token: int) -> Place:
+def _mark_at(pieces: list[tuple[Bookmark, Tokens]], ends: npt.NDArray[Any], token: int) -> Bookmark:
     """The place of a token of the joined pieces."""
     number = int(np.searchsorted(ends, token, side="right"))
-    place, tokens = pieces[number]
+    mark, tokens = pieces[number]
     into = token - (int(ends[number]) - len(tokens))
-    return Place(place.epoch, place.group, place.token + into)
+    return Bookmark(mark.epoch, mark.group, mark.token + into)
 
 
 def _mixed_order(sequences: int, first_window: int, window: int, seed: int) -> npt.NDArray[np.int64]:
@@ -97,22 +97,22 @@ def _mixed_order(sequences: int, first_window: int, window: int, seed: int) -> n
 class Block:
     """Consecutive sequences, mixed: rows is (sequences, T + 1) int32, with -1 where the stream has ended."""
 
-    place: Place
+    mark: Bookmark
     first: int  # number of its first sequence, counted from the start of the stream
     rows: Tokens
 
 
 def _make_blocks(
-    stream: Iterator[tuple[Place, Tokens]], length: int, window: int, seed: int, first: int
+    stream: Iterator[tuple[Bookmark, Tokens]], length: int, window: int, seed: int, first: int
 ) -> Iterator[Block]:
     """Cut and mix the stream; `first` is the number of its first sequence, a multiple of `window`."""
     sequences = window * -(-256 // window)
-    for place, tokens in _cut_blocks(stream, sequences, length):
+    for mark, tokens in _cut_blocks(stream, sequences, length):
         if lacking := -(len(tokens) - 1) % length:
             tokens = np.concatenate([tokens, np.full(lacking, -1, dtype=np.int32)])
         rows = np.lib.stride_tricks.sliding_window_view(tokens, length + 1)[::length]
         order = _mixed_order(len(rows), first // window, window, seed) if window > 1 else np.arange(len(rows))
-        yield Block(place, first, rows[order])
+        yield Block(mark, first, rows[order])
         first += len(rows)
 
 
@@ -163,7 +163,7 @@ def _start_pump(blocks: Iterator[Block], owner: object) -> tuple[Prepared, weakr
 def tokens_up_to(enough: int, data: str, split: str, tokenizer: Tokenizer) -> int:
     """How many tokens one pass over the split has to predict; counting ends when there are `enough`."""
     have = -1  # the first token of the stream is nobody's target
-    for _, tokens in _stream(row_groups(parquet_files(data, split)), tokenizer, Place(), endless=False):
+    for _, tokens in _stream(row_groups(parquet_files(data, split)), tokenizer, Bookmark(), endless=False):
         have += len(tokens)
         if have >= enough:
             break
@@ -211,7 +211,7 @@ class TokenLoader:
             "seed": seed,
         }
         groups = row_groups(parquet_files(data, split))
-        place, first, self._taken = Place(), 0, 0
+        mark, first, self._taken = Bookmark(), 0, 0
         if state is not None:
             for key, now in self._stream.items():
                 if state.get(key) != now:
@@ -220,16 +220,16 @@ class TokenLoader:
             whole = all(type(number) is int and number >= 0 for number in numbers)
             if not whole or numbers[-1] > window * -(-256 // window):
                 raise UserError(f"cannot resume reading: {numbers} in the state is no place in a text")
-            place = Place(*numbers[:3])
+            mark = Bookmark(*numbers[:3])
             first, self._taken = numbers[3:]
-            if place.group >= len(groups):
+            if mark.group >= len(groups):
                 raise UserError(
-                    f"cannot resume reading: the state is in row group {place.group} of {data}, "
+                    f"cannot resume reading: the state is in row group {mark.group} of {data}, "
                     f"which now has {len(groups)}"
                 )
-        tokens = _stream(groups, tokenizer, place, endless=split == "train")
+        tokens = _stream(groups, tokenizer, mark, endless=split == "train")
         blocks = _make_blocks(tokens, sequence_len, window, seed, first)
-        self._block = Block(place, first, np.empty((0, sequence_len + 1), dtype=np.int32))
+        self._block = Block(mark, first, np.empty((0, sequence_len + 1), dtype=np.int32))
         self._ended = False
         self._queue, self._end = _start_pump(blocks, self)
 
@@ -284,9 +284,9 @@ class TokenLoader:
         block = self._block
         return {
             **self._stream,
-            "epoch": block.place.epoch,
-            "group": block.place.group,
-            "token": block.place.token,
+            "epoch": block.mark.epoch,
+            "group": block.mark.group,
+            "token": block.mark.token,
             "first": block.first,
             "taken": self._taken,
         }

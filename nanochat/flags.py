@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import shutil
 import sys
+import textwrap
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from nanochat.common import UserError, nearest
 
@@ -86,6 +88,34 @@ def _explain(error: CycloptsError) -> str:
     return f"{text} (--help lists all flags)"
 
 
+def _page(config: type, prog: str, about: str) -> Iterator[str]:
+    """The lines that --help prints of a dataclass of flags."""
+    kinds, title, width = typing.get_type_hints(config), "flags", shutil.get_terminal_size().columns
+    flags = dataclasses.fields(config)
+    given = [field.name.upper() for field in flags if field.metadata.get("positional")]
+    yield from (" ".join(("Usage:", prog, *given, "[OPTIONS]")), "", about)
+    for field in flags:
+        told, kind = field.metadata, kinds[field.name]
+        if group := told.get("group", title):
+            yield from ("", f"{group}:")
+            title = ""
+        outer, inner = typing.get_origin(kind), typing.get_args(kind)  # str | None is called by its first part
+        choices = told.get("choices", inner if outer is Literal else ())
+        name = field.name.upper() if told.get("positional") else told.get("name", f"--{field.name}")
+        value = "CHOICE" if choices else (kind if outer is None else inner[0]).__name__.upper()
+        empty = field.default in (None, "", ()) or field.default is REQUIRED
+        parts = (
+            ", ".join(filter(None, (name, told.get("alias"))))
+            + ("" if told.get("positional") or kind is bool else f" {value}")
+            + ":",
+            told.get("help", ""),
+            f"[choices: {', '.join(filter(None, choices))}]" if choices else "",
+            "[required]" if field.default is REQUIRED else "" if empty else f"[default: {field.default}]",
+        )
+        text = " ".join(filter(None, parts))
+        yield from textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="      ")
+
+
 def parse_flags(config: type[Config], argv: Sequence[str], prog: str, about: str) -> Config:
     """Build the frozen dataclass `config` from command-line arguments, one flag for each field.
 
@@ -93,32 +123,41 @@ def parse_flags(config: type[Config], argv: Sequence[str], prog: str, about: str
     positional. A wrong name, type or value, or a UserError from the dataclass's `__post_init__`, prints one
     line to stderr and exits with status 2; `--help` prints all flags and exits with 0.
     """
-    made: Config = _parsed({"": config}, argv, prog, about)
+    made: Config = parse_command({"": config}, argv, prog, about)
     return made
 
 
 def parse_command(commands: Mapping[str, type], argv: Sequence[str], prog: str, about: str) -> Any:
     """Like `parse_flags`, for a program whose first argument is the name of one of these classes."""
-    return _parsed(commands, argv, prog, about)
-
-
-def _parsed(commands: Mapping[str, type], argv: Sequence[str], prog: str, about: str) -> Any:
+    if {"--help", "-h"} & set(argv):
+        _help(commands, argv[0], prog, about)
     from cyclopts import App, CycloptsError
 
     unused: Any = sys.stderr  # cyclopts would import rich for a console to print mistakes on, which we do
-    app = App(name=prog, help=about, help_formatter="plain", version_flags=(), error_console=unused)
-    for order, (name, config) in enumerate(commands.items()):
+    app = App(name=prog, help_flags=(), version_flags=(), error_console=unused)
+    for name, config in commands.items():
         if name:
-            app.command(_maker(config), name=name, help=config.__doc__, sort_key=order)
+            app.command(_maker(config), name=name)
         else:
             app.default(_maker(config))
     try:
         make, bound, _ = app.parse_args(list(argv), exit_on_error=False, print_error=False)
-        made = make(*bound.args, **bound.kwargs)
+        return make(*bound.args, **bound.kwargs)
     except (CycloptsError, UserError) as error:
         print(f"error: {error if isinstance(error, UserError) else _explain(error)}", file=sys.stderr)
         sys.exit(2)
-    return made if made is not None else sys.exit(0)
+
+
+def _help(commands: Mapping[str, type], first: str, prog: str, about: str) -> NoReturn:
+    """Print the page of a program, or of the command that its first argument names, and end."""
+    name = first if first in commands else ""
+    if name in commands:
+        config = commands[name]
+        print("\n".join(_page(config, f"{prog} {name}".strip(), (config.__doc__ or "") if name else about)))
+    else:
+        print(f"Usage: {prog} COMMAND [OPTIONS]\n\n{about}\n\nCommands:")
+        print("\n".join(f"  {known}: {config.__doc__}" for known, config in commands.items()))
+    sys.exit(0)
 
 
 LARGEST_SEED = 2**63 - 1

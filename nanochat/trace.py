@@ -24,8 +24,8 @@ def describe(name: str, value: Any, statistics: bool = False) -> list[str]:
         line = f"{name}.shape: {value.shape} {str(value.dtype).removeprefix('torch.')}"
         if statistics and value.numel() and not value.is_meta:
             numbers = value.detach().double()
-            spread = numbers.std(correction=0)
-            line += f" mean {numbers.mean():.4g} std {spread:.4g} max {numbers.abs().max():.4g}"
+            std = numbers.std(correction=0)
+            line += f" mean {numbers.mean():.4g} std {std:.4g} max {numbers.abs().max():.4g}"
         return [line]
     if isinstance(value, tuple | list) and any(isinstance(part, Tensor) for part in value):
         return [line for i, part in enumerate(value) for line in describe(f"{name}[{i}]", part, statistics)]

@@ -26,7 +26,7 @@ from nanochat.learning.hybrid import BOOK_PATH, Source, Unjudgeable, read_source
 from nanochat.learning.progress import SKELETON, Milestone, Verdict, Workshop
 from nanochat.learning.report import PROMPT, Rehearsal, Report
 from nanochat.learning.steps import PHASES, STEPS, Step, section_of
-from nanochat.models import ROOT, shown, workshop_folder
+from nanochat.models import ROOT, Frame, shown, workshop_folder
 
 
 def select(text: str) -> list[Step]:

@@ -357,7 +357,7 @@ class TestThread:
 def test_blocks_are_whole_windows_of_at_least_256_sequences() -> None:
     flat = np.arange(5000, dtype=np.int32)
     for window in (1, 3, 100, 256, 300):
-        blocks = list(dataloader._make_blocks(iter([(dataloader.Place(), flat)]), 4, window, 0, 0))
+        blocks = list(dataloader._make_blocks(iter([(dataloader.Bookmark(), flat)]), 4, window, 0, 0))
         for block in blocks[:-1]:
             assert len(block.rows) % window == 0
             assert len(block.rows) >= 256
@@ -371,7 +371,7 @@ def test_blocks_are_whole_windows_of_at_least_256_sequences() -> None:
 )
 def test_a_stream_may_end_with_a_block(tokens: int, sequences: list[int]) -> None:
     flat = np.arange(tokens, dtype=np.int32)
-    blocks = list(dataloader._make_blocks(iter([(dataloader.Place(), flat)]), 4, 1, 0, 0))
+    blocks = list(dataloader._make_blocks(iter([(dataloader.Bookmark(), flat)]), 4, 1, 0, 0))
     assert [len(block.rows) for block in blocks] == sequences
     targets = np.concatenate([block.rows[:, 1:].ravel() for block in blocks])
     assert targets[targets >= 0].tolist() == list(range(1, tokens))

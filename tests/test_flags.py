@@ -119,7 +119,9 @@ def test_help_names_every_flag_with_its_default(capsys: pytest.CaptureFixture[st
     assert "--dtype CHOICE: [choices: auto, float32] [default: auto]" in text
     assert "--from STR" in text
     assert text.startswith("Usage: example [OPTIONS] An example.")
-    assert text.index("--dtype") < text.index("where: --device_type CHOICE: [choices: , cuda, cpu]")
+    assert text.index("--dtype") < text.index("where: --device_type CHOICE: [choices: cuda, cpu]")
+    assert "--n_kv_head INT:" in text
+    assert "--model_tag STR: --compile: [default: True]" in text  # nothing is said of an empty default
     assert text.index("where:") < text.index("--from")
 
 
@@ -230,6 +232,19 @@ def test_help_lists_the_commands_and_each_ones_flags(capsys: pytest.CaptureFixtu
             parse_command(COMMANDS, [*argv, "--help"], "p", "d")
         assert caught.value.code == 0
         assert words in re.sub(r"\s+", " ", capsys.readouterr().out)
+
+
+def test_a_page_of_help_has_the_width_of_the_terminal_and_needs_no_library(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setitem(sys.modules, "cyclopts", None)
+    for argv in (["--help"], ["--depth=x", "-h"]):
+        with pytest.raises(SystemExit):
+            parse(*argv)
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[5:7] == ["  --depth, -n INT: number of layers,", "      100% of them [default: 20]"]
+        assert max(map(len, lines)) <= 40
 
 
 def test_the_library_is_imported_when_a_command_line_is_read_and_pytorch_is_not() -> None:

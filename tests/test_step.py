@@ -321,7 +321,7 @@ def test_nobody_else_takes_a_step() -> None:
     for copy in COPIES:
         assert len(steps_of_their_own(copy)) == 1
     assert not steps_of_their_own("def f(s, b):\n loss(b).backward()\n s.step(b)\n")
-    files = [*(ROOT / "nanochat").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]
+    files = [path for folder in ("nanochat", "scripts", "tools") for path in (ROOT / folder).rglob("*.py")]
     found = {
         f"{path.relative_to(ROOT)}:{name}"
         for path in files

@@ -144,12 +144,15 @@ def trial_table(record: dict[str, Any]) -> str:
         "|---|" + "---|" * len(one.columns),
     ]
     for name in record["trials"]:
-        cells = [spread(values_of(trials, name, column), 4 if column == BPB else 3) for column in one.columns]
+        cells = [
+            mean_and_range(values_of(trials, name, column), 4 if column == BPB else 3)
+            for column in one.columns
+        ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def spread(values: list[float | None], digits: int = 3) -> str:
+def mean_and_range(values: list[float | None], digits: int = 3) -> str:
     """A mean with its range; a loss needs a digit more, since its differences are small."""
     numbers = [value for value in values if value is not None]
     if not numbers:

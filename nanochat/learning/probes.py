@@ -217,7 +217,7 @@ def fill(module: nn.Module) -> None:
         p.copy_(noise(*p.shape, name=name) * scale)
 
 
-def tables(T: int, D: int = 8, start: int = 0) -> tuple[Tensor, Tensor]:
+def rotary_tables(T: int, D: int = 8, start: int = 0) -> tuple[Tensor, Tensor]:
     """Rotary tables in fp32 for T positions from start on, written independently of the model."""
     speed = torch.tensor([10000.0 ** (-2 * i / D) for i in range(D // 2)])
     angle = torch.arange(start, start + T).float()[:, None] * speed
@@ -282,7 +282,7 @@ def run_cached_layer(layer: nn.Module, pieces: tuple[int, ...], heads: int = 2) 
     for T in pieces:
         x = noise(2, T, 32, name=f"x{cache.position}")
         start = cache.position
-        y = layer(x, tables(T, start=start), cache)
+        y = layer(x, rotary_tables(T, start=start), cache)
         seen[f"the output of positions {start} to {start + T - 1}"] = y
         cache.position += T
     return {**seen, "the layer number given to the cache": str(sorted(cache.kept))}
@@ -295,7 +295,7 @@ def build_attention(m: ModuleType, heads: tuple[int, int]) -> Any:
 
 def run_attention(m: ModuleType, heads: tuple[int, int], T: int) -> dict[str, Any]:
     """One pass without a cache."""
-    return run_layer(build_attention(m, heads), T, tables(T))
+    return run_layer(build_attention(m, heads), T, rotary_tables(T))
 
 
 def weights(module: nn.Module) -> dict[str, Any]:
@@ -355,7 +355,7 @@ def probe_mlp_init(m: ModuleType) -> Iterator[Case]:
 
 def probe_block_init(m: ModuleType) -> Iterator[Case]:
     yield Case("width 32", lambda: weights(m.Block(configure(m), 1)))
-    yield Case("T = 5", lambda: run_layer(m.Block(configure(m), 1), 5, tables(5)))
+    yield Case("T = 5", lambda: run_layer(m.Block(configure(m), 1), 5, rotary_tables(5)))
     yield Case("a cache, in layer 1", lambda: run_cached_layer(m.Block(configure(m), 1), (3, 1)))
     yield Case("a cache, in layer 3", lambda: run_cached_layer(m.Block(configure(m), 3), (3, 1)))
 
@@ -428,7 +428,7 @@ def probe_tables(m: ModuleType) -> Iterator[Case]:
     yield Case("the meta device asked for", partial(build, 40, 8, device=torch.device("meta")))
 
 
-def distribution(weight: Tensor, spread: float) -> dict[str, Any]:
+def distribution(weight: Tensor, std: float) -> dict[str, Any]:
     """Centre, spread and tails of n numbers; the accepted error is five standard errors of two draws.
 
     The standard error of a mean is σ/√n, of a standard deviation σ/√(2n), of a kurtosis √(24/n).
@@ -438,14 +438,14 @@ def distribution(weight: Tensor, spread: float) -> dict[str, Any]:
     deviation = w.std().item()
     tails = ((w - w.mean()) ** 4).mean().item() / deviation**4 if deviation > 0 else 0.0
     return {
-        "spread": Near(deviation, five * spread / 2**0.5),
-        "centre": Near(w.mean().item(), five * spread),
-        "tails (the kurtosis; 3 for a normal distribution)": Near(tails, five * 24**0.5 if spread else 0.0),
+        "spread": Near(deviation, five * std / 2**0.5),
+        "centre": Near(w.mean().item(), five * std),
+        "tails (the kurtosis; 3 for a normal distribution)": Near(tails, five * 24**0.5 if std else 0.0),
     }
 
 
 def probe_one_init(m: ModuleType) -> Iterator[Case]:
-    def draw(module: nn.Module, spread: float) -> dict[str, Any]:
+    def draw(module: nn.Module, std: float) -> dict[str, Any]:
         model = m.GPT(configure(m))
         with torch.no_grad():
             for p in module.parameters():
@@ -453,7 +453,7 @@ def probe_one_init(m: ModuleType) -> Iterator[Case]:
         model._init_weights(module)
         weight = module.weight
         assert isinstance(weight, Tensor)
-        return {f"the weights' {what}": value for what, value in distribution(weight, spread).items()}
+        return {f"the weights' {what}": value for what, value in distribution(weight, std).items()}
 
     def leave(module: nn.Module) -> dict[str, Any]:
         m.GPT(configure(m))._init_weights(module)
@@ -482,8 +482,8 @@ def probe_init_weights(m: ModuleType) -> Iterator[Case]:
         for name, p in initialize().named_parameters():
             zero = name.endswith(("c_proj.weight", "lm_head.weight"))
             rows, columns = p.shape
-            spread = 1.0 if "wte" in name else columns**-0.5 * min(1.0, (rows / columns) ** 0.5)
-            for what, value in distribution(p, 0.0 if zero else spread).items():
+            std = 1.0 if "wte" in name else columns**-0.5 * min(1.0, (rows / columns) ** 0.5)
+            for what, value in distribution(p, 0.0 if zero else std).items():
                 seen[f"{name}'s {what}"] = value
         return seen
 
@@ -541,13 +541,13 @@ def probe_norm(m: ModuleType) -> Iterator[Case]:
 def probe_rotary(m: ModuleType) -> Iterator[Case]:
     def run(T: int, H: int, D: int, start: int = 0) -> dict[str, Any]:
         x = noise(2, T, H, D, name="x").requires_grad_()
-        cos, sin = tables(T, D, start)
+        cos, sin = rotary_tables(T, D, start)
         seen = output_and_gradients(m.apply_rotary_emb(x, cos, sin), {"x": x})
-        same = all(torch.equal(*pair) for pair in zip((cos, sin), tables(T, D, start), strict=True))
+        same = all(torch.equal(*pair) for pair in zip((cos, sin), rotary_tables(T, D, start), strict=True))
         return {**seen, "the tables afterwards unchanged": same}
 
     def narrow() -> dict[str, Any]:
-        cos, sin = tables(5)
+        cos, sin = rotary_tables(5)
         x = noise(2, 5, 3, 8, name="x").bfloat16()
         y = m.apply_rotary_emb(x, cos, sin)
         return {"the dtype": str(y.dtype), "the output": Near(y.float(), 0.06)}
@@ -576,8 +576,8 @@ def probe_attention(m: ModuleType) -> Iterator[Case]:
 
 
 def probe_block(m: ModuleType) -> Iterator[Case]:
-    yield Case("T = 7", lambda: run_layer(m.Block(configure(m), 1), 7, tables(7)))
-    yield Case("T = 1", lambda: run_layer(m.Block(configure(m), 1), 1, tables(1)))
+    yield Case("T = 7", lambda: run_layer(m.Block(configure(m), 1), 7, rotary_tables(7)))
+    yield Case("T = 1", lambda: run_layer(m.Block(configure(m), 1), 1, rotary_tables(1)))
     yield Case("a cache", lambda: run_cached_layer(m.Block(configure(m), 1), (3, 4, 1)))
 
 

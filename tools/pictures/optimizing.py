@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 from nanochat.muon import Muon, orthogonalize
 from nanochat.normans_gpt import GPT, GPTConfig
 from nanochat.plans import WIDE
-from nanochat.step import Schedule, muon_momentum
+from nanochat.step import Schedule, Stepper, muon_momentum
 from nanochat.train_config import TrainConfig
 from tools.pictures.style import SMALL, Palette, box, canvas, picture
 
@@ -121,11 +123,13 @@ def first_gradients() -> dict[str, list[float]]:
     torch.manual_seed(0)
     model = GPT(GPTConfig(sequence_len=64, vocab_size=256, n_layer=2, n_head=2, n_kv_head=2, n_embd=64))
     model.init_weights()
-    steps = model.setup_optimizers()
     lengths: dict[str, list[float]] = {}
-    idx = torch.randint(256, (8, 64))
-    for _ in range(3):
-        model(idx, idx.roll(-1, 1)).backward()
+
+    @contextmanager
+    def note(part: str) -> Iterator[None]:
+        yield
+        if part != "backward":
+            return
         squares: dict[str, float] = {}
         for name, p in model.named_parameters():
             assert p.grad is not None
@@ -133,9 +137,11 @@ def first_gradients() -> dict[str, list[float]]:
             squares[kind] = squares.get(kind, 0.0) + float(p.grad.square().sum())
         for kind, square in squares.items():
             lengths.setdefault(kind, []).append(math.sqrt(square))
-        for optimizer in steps:
-            optimizer.step()
-        model.zero_grad(set_to_none=True)
+
+    stepper = Stepper(model, model.setup_optimizers(), clip=0.0, part=note)
+    idx = torch.randint(256, (8, 64))
+    for _ in range(3):
+        stepper.step(iter([(idx, idx.roll(-1, 1))]))
     return lengths
 
 

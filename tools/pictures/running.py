@@ -12,10 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from nanochat import checkpoint_manager
-from nanochat.dataloader import Place, _make_blocks
+from nanochat.dataloader import Bookmark, _make_blocks
 from nanochat.engine import KVCache
 from nanochat.loss import rows_per_chunk, rows_per_tile
 from nanochat.normans_gpt import GPT, GPTConfig
+from nanochat.step import Stepper
 from tools.pictures.results import record
 from tools.pictures.style import SMALL, Palette, box, canvas, picture, thousands
 
@@ -204,7 +205,7 @@ def loader_windows(axes: Axes, palette: Palette) -> None:
     canvas(axes, 389, 205)
     length, window, sequences = 4, 4, 12
     tokens = np.arange(sequences * length + 1, dtype=np.int32)
-    (block,) = _make_blocks(iter([(Place(), tokens)]), length, window, seed=7, first=0)
+    (block,) = _make_blocks(iter([(Bookmark(), tokens)]), length, window, seed=7, first=0)
     order = [int(row[0]) // length for row in block.rows]
     hues = (palette.blue, palette.orange, palette.green)
     step = 380 / len(tokens)
@@ -237,15 +238,13 @@ def writes_of_a_checkpoint() -> list[tuple[str, int]]:
     torch.manual_seed(0)
     model = GPT(GPTConfig(sequence_len=16, vocab_size=64, n_layer=2, n_head=2, n_kv_head=2, n_embd=32))
     model.init_weights()
-    steps = model.setup_optimizers()
+    stepper = Stepper(model, model.setup_optimizers())
     idx = torch.randint(64, (2, 16))
-    model(idx, idx).backward()
-    for optimizer in steps:
-        optimizer.step()
+    stepper.step(iter([(idx, idx)]))
     written: list[tuple[str, int]] = []
     with mock.patch.object(checkpoint_manager, "write_together") as write:
         write.side_effect = lambda files: written.extend((path.name, len(data)) for path, data in files)
-        checkpoint_manager.save_checkpoint(Path("nowhere"), 123, model, steps, {})
+        checkpoint_manager.save_checkpoint(Path("nowhere"), 123, model, stepper.optimizers, {})
     return written
 
 
