@@ -280,7 +280,7 @@ def summarize(task: Task, verdicts: Sequence[Verdict]) -> TaskResult:
         longest = max(max(verdict.scored) for verdict in verdicts)
         raise UserError(
             f"no item of {task.name} fits into the model's context: their answers have up to {longest:,} "
-            "tokens; leave the task out with --tasks"
+            "tokens; train with a longer --max_seq_len, or leave the task out (--tasks of scripts.base_eval)"
         )
     accuracy = sum(credits) / len(credits)
     scale = 1 - task.chance

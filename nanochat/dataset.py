@@ -27,6 +27,7 @@ from nanochat.common import (
     base_dir,
     cannot_write,
     draft_of,
+    nearest,
     one_at_a_time,
     place_whole,
     print0,
@@ -106,6 +107,13 @@ def how_to_prepare(name: str) -> str:
     return f"python -m nanochat.dataset{options}"
 
 
+def other_corpora(name: str) -> str:
+    """For an error about a corpus: the one that may have been meant, and those there are."""
+    there = {path.name for path in corpus_folder(name).parent.glob("[!.]*")}
+    others = sorted({"sotu", *there} - {name})
+    return f"{nearest(name, others)} (there are {', '.join(others)})" if others else ""
+
+
 def parquet_files(name: str, split: str) -> list[Path]:
     """The files of corpus `name` for `split`, "train" or "val", in order; at least one.
 
@@ -119,7 +127,8 @@ def parquet_files(name: str, split: str) -> list[Path]:
     if corpus is None:
         if len(found) < 2:
             raise UserError(
-                f"there is no corpus {name!r} in {folder}: prepare it with {how_to_prepare(name)}"
+                f"there is no corpus {name!r} in {folder}{other_corpora(name)}: prepare it with"
+                f" {how_to_prepare(name)}"
             )
         return found[:-1] if split == "train" else found[-1:]
     for shard in corpus.shards:

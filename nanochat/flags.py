@@ -99,7 +99,7 @@ def _page(config: type, prog: str, about: str) -> Iterator[str]:
         if group := told.get("group", title):
             yield from ("", f"{group}:")
             title = ""
-        outer, inner = typing.get_origin(kind), typing.get_args(kind)  # str | None is called by its first part
+        outer, inner = typing.get_origin(kind), typing.get_args(kind)  # str | None is called STR
         choices = told.get("choices", inner if outer is Literal else ())
         name = field.name.upper() if told.get("positional") else told.get("name", f"--{field.name}")
         value = "CHOICE" if choices else (kind if outer is None else inner[0]).__name__.upper()

@@ -133,9 +133,10 @@ class Tokenizer:
         learnt = [bytes(byte_of[char] for char in token) for _, token in in_order]
         tokens = [bytes([byte]) for byte in range(256)] + [token for token in learnt if len(token) > 1]
         if len(tokens) + len(SPECIAL_TOKENS) != vocab_size:
+            most = len(tokens) + len(SPECIAL_TOKENS)
             raise UserError(
-                f"the texts give only {len(tokens) + len(SPECIAL_TOKENS):,} tokens, not {vocab_size:,}: "
-                "take more text, or a smaller --vocab_size"
+                f"the texts give only {most:,} tokens, not {vocab_size:,}: take more text, or"
+                f" --vocab_size={most} (of scripts.tok_train and scripts.base_train)"
             )
         return cls(tokens)
 

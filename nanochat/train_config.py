@@ -95,7 +95,8 @@ def refuse_impossible_values(config: TrainConfig) -> None:
     keep_in_range(config, ("n_embd", "n_head", "n_kv_head"), 0, 2**16)
     keep_in_range(config, ("max_seq_len", "device_batch_size"), 1, 2**20)
     keep_in_range(config, ("vocab_size",), 0, 2**20)
-    keep_in_range(config, ("total_batch_size", "shuffle_window", "log_every"), 1)
+    keep_in_range(config, ("total_batch_size", "log_every"), 1)
+    keep_in_range(config, ("shuffle_window",), 1, 2**17)  # a window is in memory, four bytes a token
     keep_in_range(config, ("seed",), 0, LARGEST_SEED)
     keep_in_range(config, ("embedding_lr", "unembedding_lr", "matrix_lr", "weight_decay", "grad_clip"), 0)
     keep_in_range(config, ("warmup_ratio", "warmdown_ratio", "final_lr_frac"), 0, 1)
@@ -119,6 +120,12 @@ def refuse_impossible_values(config: TrainConfig) -> None:
         raise UserError("--statistics says more about what --trace prints: add --trace")
 
 
+def nearest_divisor(number: int, wanted: int) -> int:
+    """Of the numbers that divide `number`, the one nearest to `wanted`."""
+    divisors = [part for part in range(1, number + 1) if number % part == 0]
+    return min(divisors, key=lambda part: abs(part - wanted))
+
+
 def model_shape(config: TrainConfig, vocab_size: int) -> dict[str, int]:
     """The arguments of GPTConfig. Raises UserError when width and heads do not fit each other."""
     width = config.n_embd or 64 * config.depth
@@ -129,12 +136,16 @@ def model_shape(config: TrainConfig, vocab_size: int) -> dict[str, int]:
     if min(width, heads, kv_heads) < 1:
         raise UserError(f"--n_embd={width}, --n_head={heads}, --n_kv_head={kv_heads}: must be positive")
     if width % heads or (width // heads) % 2:
+        works = f"--n_embd={width + 1}" if width % 2 else f"--n_head={nearest_divisor(width // 2, heads)}"
         raise UserError(
-            f"a width of {width} does not divide into {heads} heads of even size "
-            f"({width / heads:g} each): change --n_head or --n_embd"
+            f"a width of {width} does not divide into {heads} heads of even size"
+            f" ({width / heads:g} each): take {works}"
         )
     if heads % kv_heads:
-        raise UserError(f"--n_head={heads} is no multiple of --n_kv_head={kv_heads}: groups must be equal")
+        raise UserError(
+            f"--n_head={heads} is no multiple of --n_kv_head={kv_heads}, and groups must be equal:"
+            f" take --n_kv_head={nearest_divisor(heads, kv_heads)}"
+        )
     return {
         "sequence_len": config.max_seq_len,
         "vocab_size": vocab_size,

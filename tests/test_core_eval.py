@@ -139,7 +139,9 @@ class TestByHand:
         assert verdicts[1].scored == [3, 1]
         result = summarize(made, verdicts)
         assert (result.items, result.of, result.left_out, result.accuracy) == (1, 2, 1, 1.0)
-        with pytest.raises(UserError, match=r"no item of made up fits .* up to 3 tokens; leave the task out"):
+        with pytest.raises(
+            UserError, match=r"no item of made up fits .* up to 3 tokens; train with .* or leave the task"
+        ):
             summarize(made, verdicts[1:])
 
     def test_centering(self) -> None:
