@@ -27,7 +27,14 @@ from nanochat.common import Ranks, UserError
 from nanochat.run import planned_steps
 from nanochat.run_log import RunLog, plot_metrics, read_metrics
 from nanochat.step import Schedule, Stepper, muon_momentum
-from nanochat.train_config import TrainConfig, accumulation_steps, evaluation_steps, model_shape
+from nanochat.train_config import (
+    TrainConfig,
+    accumulation_steps,
+    evaluation_steps,
+    model_shape,
+    open_tokenizer,
+    refuse_a_short_split,
+)
 from scripts import base_train
 from scripts.base_train import train
 from tests.bounds import sum_error
@@ -202,8 +209,8 @@ def test_an_evaluation_must_fit_the_validation_text() -> None:
     ) as caught:
         train(tiny_config(eval_tokens=wanted))
     have = int(re.search(r"has ([\d,]+) tokens", str(caught.value))[1].replace(",", ""))  # type: ignore[index]
-    tokenizer = base_train.open_tokenizer(tiny_config())
-    check = base_train.refuse_a_short_split
+    tokenizer = open_tokenizer(tiny_config())
+    check = refuse_a_short_split
     fitting = have // 32 * 32
     assert str(caught.value).endswith(f"Take --eval_tokens=-1 (all of them), or --eval_tokens={fitting}")
     check(tiny_config(eval_tokens=fitting), tokenizer)

@@ -13,7 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanochat import loss as loss_module
-from nanochat.loss import leave_out, rows_per_chunk, rows_per_tile, softcapped_cross_entropy
+from nanochat.loss import rows_per_chunk, rows_per_tile, softcapped_cross_entropy
 from tests.bounds import moved, results_error, sum_error
 
 pytestmark = pytest.mark.numerics
@@ -326,18 +326,3 @@ def test_the_compiled_kernel_computes_the_same(monkeypatch: pytest.MonkeyPatch) 
     fused = value_and_gradients(softcapped_cross_entropy(x, weight, targets, CAP), x, weight)
     for a, b, bound in zip(plain, fused, losses_error(x, weight, targets, "mean"), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=bound)
-
-
-@pytest.mark.parametrize("asked", [0, 1, 8, 9, 39, 40])
-def test_rows_that_are_not_asked_are_left_out_up_to_an_eighth(asked: int) -> None:
-    """Of 40 rows: every row that is asked comes, in order, and at most four others."""
-    x = torch.arange(40.0)[:, None]
-    targets = torch.full((40,), -1)
-    places = torch.randperm(40, generator=torch.Generator().manual_seed(1))[:asked].sort().values
-    targets[places] = places
-    rows, wanted = leave_out(x, targets)
-    assert torch.equal(wanted[wanted != -1], places)
-    assert torch.equal(rows[wanted != -1, 0].long(), places)
-    assert asked <= len(rows) < asked + 5
-    assert len(rows) % 5 == 0
-    assert (rows is x and wanted is targets) == (asked > 35)
