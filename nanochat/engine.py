@@ -17,6 +17,13 @@ Insert = Callable[
 ]  # from a sequence to tokens that follow without being chosen
 
 
+def write_kv(store: Tensor, k: Tensor, v: Tensor, layer_idx: int, start: int) -> None:
+    """Put k and v (B, H_kv, T, D) into a memory (L, 2, B, H_kv, seq_len, D), from position start on."""
+    end = start + k.size(-2)
+    store[layer_idx, 0, :, :, start:end] = k
+    store[layer_idx, 1, :, :, start:end] = v
+
+
 class KVCache:
     """Keys and values of all layers for the positions read so far. All rows are at the same position."""
 
@@ -68,9 +75,7 @@ class KVCache:
 
     def _write(self, store: Tensor, layer_idx: int, k: Tensor, v: Tensor) -> None:
         """Put k and v into the memory, at the positions that follow."""
-        end = self.pos + k.size(-2)
-        store[layer_idx, 0, :, :, self.pos : end] = k
-        store[layer_idx, 1, :, :, self.pos : end] = v
+        write_kv(store, k, v, layer_idx, self.pos)
 
     def prefill(self, other: "KVCache") -> None:
         """Copy what other holds into this empty cache; a single row of other goes to every row here.
@@ -126,14 +131,7 @@ class KVCache:
 
 SIGNATURE = "(Tensor(a!) store, Tensor k, Tensor v, SymInt layer_idx, SymInt start) -> ()"
 torch.library.define("nanochat::write_kv", SIGNATURE)
-
-
-@torch.library.impl("nanochat::write_kv", "CompositeExplicitAutograd")
-def write_kv(store: Tensor, k: Tensor, v: Tensor, layer_idx: int, start: int) -> None:
-    """Put k and v (B, H_kv, T, D) into a memory (L, 2, B, H_kv, seq_len, D), from position start on."""
-    end = start + k.size(-2)
-    store[layer_idx, 0, :, :, start:end] = k
-    store[layer_idx, 1, :, :, start:end] = v
+torch.library.impl("nanochat::write_kv", "CompositeExplicitAutograd")(write_kv)
 
 
 class CompiledCache(KVCache):

@@ -2,7 +2,9 @@
 
 import ast
 import re
+import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -201,3 +203,19 @@ def test_a_step_is_found_by_its_short_name() -> None:
         step_named("forward")
     with pytest.raises(KeyError):
         step_named("nothing")
+
+
+def test_one_file_is_parsed_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11 may fail when two threads parse at once."""
+    parsing: list[int] = []
+
+    def parse(*_: object, **__: object) -> ast.Module:
+        assert not parsing
+        parsing.append(1)
+        time.sleep(0.01)
+        parsing.pop()
+        return ast.Module([], [])
+
+    monkeypatch.setattr(ast, "parse", parse)
+    with ThreadPoolExecutor(4) as pool:
+        assert len(list(pool.map(lambda i: Source(f"{i}.py", "").parse(), range(8)))) == 8
