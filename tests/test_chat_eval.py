@@ -193,6 +193,12 @@ def test_a_record_tells_how_each_stage_was_made(model: GPT, tmp_path: Path) -> N
     }
 
 
+def test_a_record_has_shares_of_one() -> None:
+    told = chat_eval.shares([Mark("small talk", 8, 6, 2.0, ())])["tasks"]["small-talk"]
+    assert (told["asked"], told["right"], told["baseline"]) == (8, 0.75, 0.25)
+    assert told["low"] < 0.75 < told["high"]
+
+
 def named(name: str) -> Task:
     from tasks.identity import Identity
 

@@ -227,7 +227,13 @@ def test_a_wrong_command_is_one_line(
 
 
 def test_help_lists_the_commands_and_each_ones_flags(capsys: pytest.CaptureFixture[str]) -> None:
-    for argv, words in (([], "touch: Touch one thing. look: Look at"), (["touch"], "--times INT: how often")):
+    shown = (
+        ([], "touch: Touch one thing. look: Look at"),
+        (["touch"], "Usage: p touch NAME [OPTIONS]"),
+        (["touch"], "NAME: what to touch [required]"),
+        (["touch"], "--times INT: how often"),
+    )
+    for argv, words in shown:
         with pytest.raises(SystemExit) as caught:
             parse_command(COMMANDS, [*argv, "--help"], "p", "d")
         assert caught.value.code == 0
