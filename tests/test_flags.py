@@ -227,7 +227,7 @@ def test_a_wrong_command_is_one_line(
 
 
 def test_help_lists_the_commands_and_each_ones_flags(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = (
+    shown: tuple[tuple[list[str], str], ...] = (
         ([], "touch: Touch one thing. look: Look at"),
         (["touch"], "Usage: p touch NAME [OPTIONS]"),
         (["touch"], "NAME: what to touch [required]"),
