@@ -56,6 +56,13 @@ class Signals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Give the signals back; of several processes none takes SIGTERM from here on."""
+        self.step_aside()
+        if self.ranks.world_size > 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def step_aside(self) -> None:
+        """From here on signals have the effect they had before."""
         for number, handler in self.previous.items():
             signal.signal(number, handler)
         self.previous.clear()
@@ -63,7 +70,7 @@ class Signals:
     def receive(self, number: int, frame: object) -> None:
         """The handler: remember the signal, say so, and step aside for a second one."""
         self.received = number
-        self.__exit__()
+        self.step_aside()
         if self.ranks.first:
             name = signal.Signals(number).name
             with suppress(OSError):  # the terminal may be what has gone

@@ -1,7 +1,8 @@
 """A GPT that behaves differently in one of several processes: given to --gpt, told what to do by $RANK_TEST.
 
 slow: the second process waits before each pass. fail: it raises in its sixth training pass. evaluation: it
-raises in an evaluation. Each process leaves its weights in $RANK_TEST_FOLDER.
+raises in an evaluation, and the first process takes its time to leave. Each process leaves its weights in
+$RANK_TEST_FOLDER.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class GPT(BookGPT):
     def leave(self) -> None:
         """Keep the weights, to be compared."""
         folder = Path(os.environ["RANK_TEST_FOLDER"])
+        if os.environ["RANK_TEST"] == "evaluation" and os.environ.get("RANK") == "0":
+            time.sleep(2)  # torchrun looks for ended processes ten times a second
         torch.save(self.state_dict(), folder / f"rank{os.environ.get('RANK', '0')}.pt")
 
     def forward(self, idx: Any, targets: Any = None, *rest: Any, **named: Any) -> Any:
