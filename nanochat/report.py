@@ -9,13 +9,14 @@ import platform
 import re
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from nanochat.checkpoint_manager import file_name, saved_steps
+from nanochat.checkpoint_manager import read_record, saved_steps
+from nanochat.common import UserError, typed
 from nanochat.run_log import read_metrics
 
 
@@ -165,10 +166,14 @@ def tell_of_the_place(code: Path, machine: str) -> list[Block]:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """What the newest checkpoint of a run says of itself, beside its weights. Raises OSError, ValueError."""
-    newest = saved_steps(folder)[-1]
-    record = json.loads((folder / file_name("meta", newest)).read_text(encoding="utf-8"))
-    return dict(record.get("meta", record)) | {"step": newest}
+    """What the newest checkpoint of a run says of itself, beside its weights.
+
+    Raises FileNotFoundError where there is no checkpoint, Damaged where it cannot be trusted.
+    """
+    steps = saved_steps(folder)
+    if not steps:
+        raise FileNotFoundError(f"{folder} has no checkpoint")
+    return dict(read_record(folder, steps[-1])["meta"]) | {"step": steps[-1]}
 
 
 UNKNOWN = "unknown"
@@ -234,32 +239,75 @@ def tell_of_samples(folder: Path) -> list[Block]:
     return [cut, AsItStands(text[-SAMPLE:])]
 
 
-def newest_record(folder: Path, pattern: str) -> dict[str, Any]:
-    """The JSON that was written last. Raises FileNotFoundError where there is none, or ValueError."""
+@dataclass(frozen=True)
+class CoreRow:
+    """What the page shows of a task of scripts.base_eval."""
+
+    name: str
+    accuracy: float  # a share of 1
+    chance: float  # a share of 1
+    items: int
+
+
+@dataclass(frozen=True)
+class ChatRow:
+    """What the page shows of a task of scripts.chat_eval."""
+
+    task: str
+    asked: int
+    right: int
+    baseline: float  # questions that the baseline has right
+
+
+@dataclass(frozen=True)
+class CoreScore:
+    """What the page shows of all tasks of scripts.base_eval together."""
+
+    title: str
+    score: float
+    stderr: float
+
+
+Row = TypeVar("Row")
+
+
+def chosen(kind: type[Row], said: object, where: Path) -> Row:
+    """The fields of `kind` from what a file says, which may say more. Raises UserError if they do not fit."""
+    names = [one.name for one in fields(kind)]  # type: ignore[arg-type]
+    known = {name: said[name] for name in names if name in said} if isinstance(said, dict) else said
+    return typed(kind, known, str(where))
+
+
+def newest_record(folder: Path, pattern: str, kind: type[Row]) -> tuple[Path, object, list[Row]]:
+    """The JSON that was written last: its path, all of it, and its tasks.
+
+    Raises FileNotFoundError where there is none, ValueError for what is no JSON, UserError for other types.
+    """
     paths = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
     if not paths:
         raise FileNotFoundError(folder / pattern)
-    return dict(json.loads(paths[-1].read_text(encoding="utf-8")))
+    said = json.loads(paths[-1].read_text(encoding="utf-8"))
+    tasks = said.get("tasks") if isinstance(said, dict) else None
+    if not isinstance(tasks, list):
+        raise UserError(f"{paths[-1]} has no list of tasks")
+    return paths[-1], said, [chosen(kind, task, paths[-1]) for task in tasks]
 
 
 def tell_of_core(folder: Path) -> list[Block]:
     """The newest record of scripts.base_eval."""
-    record = newest_record(folder, "core*.json")
-    rows = [
-        (task["name"], f"{task['accuracy']:.1%}", f"{task['chance']:.1%}", f"{task['items']:,}")
-        for task in record["tasks"]
-    ]
-    said = f"{record['title']}: {record['score']:.4f} ± {record['stderr']:.4f}. 0 is a guess, 1 is all right."
+    path, record, tasks = newest_record(folder, "core*.json", CoreRow)
+    whole = chosen(CoreScore, record, path)
+    rows = [(task.name, f"{task.accuracy:.1%}", f"{task.chance:.1%}", f"{task.items:,}") for task in tasks]
+    said = f"{whole.title}: {whole.score:.4f} ± {whole.stderr:.4f}. 0 is a guess, 1 is all right."
     return [Text(said), Table(("task", "right", "a guess", "questions"), tuple(rows))]
 
 
 def tell_of_tasks(folder: Path) -> list[Block]:
     """The newest record of scripts.chat_eval."""
     rows = []
-    for task in newest_record(folder, "chat*.json")["tasks"]:
-        asked = task["asked"]
-        shares = [f"{task[name] / asked:.1%}" if asked else "-" for name in ("right", "baseline")]
-        rows.append((task["task"], *shares, f"{asked:,}"))
+    for task in newest_record(folder, "chat*.json", ChatRow)[2]:
+        shares = [f"{part / task.asked:.1%}" if task.asked else "-" for part in (task.right, task.baseline)]
+        rows.append((task.task, *shares, f"{task.asked:,}"))
     return [Table(("task", "right", "baseline", "questions"), tuple(rows))]
 
 

@@ -53,6 +53,7 @@ def main() -> None:
     model, tokenizer, checkpoint = load_trained(config.run, device)
     from nanochat.exam import examine, table, talk_score
 
+    made = stages(checkpoint.folder) if config.record else {}  # what is damaged is said before any question
     data = checkpoint.meta.get("config", {}).get("data", "sotu")
     marks = []
     for task in all_tasks(tokenizer, data):
@@ -74,7 +75,7 @@ def main() -> None:
     if config.record:
         command = command_of("scripts.chat_eval", replace(config, record=""))
         facts = {"command": command, "date": moment(time.time()), "machine": describe_machine(device.type)}
-        record = {**facts, "stages": stages(checkpoint.folder), **shares(marks)}
+        record = {**facts, "stages": made, **shares(marks)}
         write_record(Path(config.record), record)
 
 

@@ -8,19 +8,19 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
+from nanochat.checkpoint_manager import save_checkpoint
 from nanochat.report import AsItStands, Section, Table, Text, as_html, as_markdown, sections_of
 from scripts.report import main
 from tests.programs import answer
 
 META = {
-    "meta": {
-        "config": {"data": "sotu", "total_batch_size": 4096, "seed": 42},
-        "model": {"sequence_len": 256, "vocab_size": 8192, "n_layer": 2},
-        "tokenizer": "0123456789abcdef",
-        "parameters": 5767168,
-        "progress": {"seconds": 200.0},
-    }
+    "config": {"data": "sotu", "total_batch_size": 4096, "seed": 42},
+    "model": {"sequence_len": 256, "vocab_size": 8192, "n_layer": 2},
+    "tokenizer": "0123456789abcdef",
+    "parameters": 5767168,
+    "progress": {"seconds": 200.0},
 }
 HOSTILE = "<script>alert(1)</script> ```` | # [x](javascript:1) &amp;"
 
@@ -45,7 +45,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
     folder = tmp_path / "base_checkpoints" / "d2"
     folder.mkdir(parents=True)
-    (folder / "meta_000100.json").write_text(json.dumps(META))
+    save_checkpoint(folder, 100, torch.nn.Linear(1, 1), [], META)
     lines = [
         {"step": 0, "loss": 9.0107},
         {"step": 50, "val_bpb": 1.6},
@@ -112,20 +112,55 @@ def test_a_page_with_a_stage_missing_is_readable(run: Path, tmp_path: Path, miss
     if missing in help_is_given:
         assert f"Not there yet: python -m {help_is_given[missing]}" in page
     if missing == "meta":
-        assert "It could not be read (JSONDecodeError" in page
+        assert "It could not be read (Damaged: " in page
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("core.json", [], "core.json has no list of tasks"),
+        (
+            "core.json",
+            {"title": "CORE", "score": "much", "stderr": 0.0, "tasks": []},
+            "score is 'much', wanted float",
+        ),
+        (
+            "core.json",
+            {"title": "CORE", "score": 0.1, "stderr": 0.0, "tasks": [3]},
+            "core.json is 3, wanted an object",
+        ),
+        ("chat-eval.json", {"tasks": {"letters": {"right": 0.5}}}, "chat-eval.json has no list of tasks"),
+        ("chat-eval.json", {"tasks": [{"task": "letters", "asked": 3, "right": 2}]}, "does not say baseline"),
+    ],
+)
+def test_what_a_record_cannot_say_is_told(
+    run: Path, tmp_path: Path, name: str, content: object, words: str
+) -> None:
+    (run / name).write_text(json.dumps(content))
+    (run / "core-2.json").unlink()
+    markdown, _ = made(tmp_path)
+    assert words in markdown.replace("\\", "")
+
+
+def test_a_changed_checkpoint_is_not_believed(run: Path, tmp_path: Path) -> None:
+    path = run / "meta_000100.json"
+    path.write_text(path.read_text().replace("5767168", "5767169"))
+    markdown, _ = made(tmp_path)
+    assert "was changed after it was written" in markdown.replace("\\", "")
+    assert "5,767,169" not in markdown
 
 
 def test_several_runs_are_told_in_their_order(run: Path, tmp_path: Path) -> None:
     later = run.with_name("d2-chat")
     later.mkdir()
-    (later / "meta_000009.json").write_text(json.dumps(META))
+    save_checkpoint(later, 9, torch.nn.Linear(1, 1), [], META)
     markdown, _ = made(tmp_path, "--runs=d2,d2-chat")
     assert markdown.startswith("# Report on d2, d2-chat\n")
     assert markdown.index("## d2: training") < markdown.index("## d2-chat: training")
 
 
 def test_what_is_not_known_is_not_said_to_be_0(run: Path, tmp_path: Path) -> None:
-    (run / "meta_000100.json").write_text(json.dumps({"meta": {"model": {"n_layer": 2}}}))
+    save_checkpoint(run, 100, torch.nn.Linear(1, 1), [], {"model": {"n_layer": 2}})
     markdown, _ = made(tmp_path)
     assert "| parameters | unknown |" in markdown
     assert "| seconds | unknown |" in markdown
