@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from nanochat import loss as loss_module
-from nanochat.loss import rows_per_chunk, rows_per_tile, softcapped_cross_entropy
+from nanochat.loss import leave_out, rows_per_chunk, rows_per_tile, softcapped_cross_entropy
 from tests.bounds import moved, results_error, sum_error
 
 pytestmark = pytest.mark.numerics
@@ -325,4 +326,43 @@ def test_the_compiled_kernel_computes_the_same(monkeypatch: pytest.MonkeyPatch) 
     assert loss_module._kernel is not loss_module.differentiate_tile
     fused = value_and_gradients(softcapped_cross_entropy(x, weight, targets, CAP), x, weight)
     for a, b, bound in zip(plain, fused, losses_error(x, weight, targets, "mean"), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("asked", [0, 1, 8, 9, 39, 40])
+def test_rows_that_are_not_asked_are_left_out_up_to_an_eighth(asked: int) -> None:
+    """Of 40 rows: every row that is asked comes, in order, and at most four others."""
+    x = torch.arange(40.0)[:, None]
+    targets = torch.full((40,), -1)
+    places = torch.randperm(40, generator=torch.Generator().manual_seed(1))[:asked].sort().values
+    targets[places] = places
+    rows, wanted = leave_out(x, targets)
+    assert torch.equal(wanted[wanted != -1], places)
+    assert torch.equal(rows[wanted != -1, 0].long(), places)
+    assert asked <= len(rows) < asked + 5
+    assert len(rows) % 5 == 0
+    assert (rows is x and wanted is targets) == (asked > 35)
+
+
+def test_the_products_of_rows_that_are_not_asked_are_left_out() -> None:
+    """Three products for each row that stays, of 2·C·V operations: with 7 of 23 asked, nine rows stay."""
+    x, weight, targets = problem()
+    targets[:] = 1
+    targets[7:] = -1
+    work = []
+    for wanted in (targets, targets.clamp(min=0)):
+        with FlopCounterMode(display=False) as counter:
+            softcapped_cross_entropy(x, weight, wanted, CAP, reduction="sum").backward()
+        work.append(counter.get_total_flops())
+    assert work == [3 * 2 * rows * weight.numel() for rows in (9, N)]
+
+
+def test_leaving_rows_out_changes_no_number_by_more_than_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, targets = problem(torch.float32)
+    targets[::2] = -1
+    less = value_and_gradients(softcapped_cross_entropy(x, weight, targets, CAP), x, weight)
+    assert torch.equal(less[1][targets == -1], torch.zeros_like(less[1][targets == -1]))
+    monkeypatch.setattr(loss_module, "leave_out", lambda x, targets: (x, targets))
+    every = value_and_gradients(softcapped_cross_entropy(x, weight, targets, CAP), x, weight)
+    for a, b, bound in zip(less, every, losses_error(x, weight, targets, "mean"), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=bound)
