@@ -121,11 +121,12 @@ class _SummedLoss(torch.autograd.Function):
         return dx * scale, dweight * scale, None, None, None
 
 
-def leave_out(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The asked rows of x (R, C) and targets (R,), in order, and others up to whole eighths of R."""
+def leave_out(x: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """The asked rows of x (R, C) and targets (R,), in order, and others up to a multiple of a unit."""
     asked = targets != -1
-    eighth = max(1, -(-targets.size(0) // 8))
-    count = -(-int(asked.sum()) // eighth) * eighth
+    quarter = max(1, SMALLEST_TILE // vocab_size // 4)
+    unit = quarter * -(-targets.size(0) // (8 * quarter))
+    count = unit * max(1, -(-int(asked.sum()) // unit))
     if count >= targets.size(0):
         return x, targets
     chosen = asked.sort(descending=True, stable=True).indices[:count]
@@ -154,7 +155,7 @@ def softcapped_cross_entropy(
     with torch.autocast(device, enabled=False):
         if learning and reduction != "none":
             if device == "cpu" and not torch.compiler.is_compiling():
-                x, targets = leave_out(x, targets)
+                x, targets = leave_out(x, targets, weight.size(0))
             total: Tensor = _SummedLoss.apply(x, weight, targets, softcap, dtype)  # type: ignore[no-untyped-call]
         else:
             nll = score(x, weight, targets, softcap, dtype)

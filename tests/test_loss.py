@@ -330,22 +330,46 @@ def test_the_compiled_kernel_computes_the_same(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("asked", [0, 1, 8, 9, 39, 40])
-def test_rows_that_are_not_asked_are_left_out_up_to_an_eighth(asked: int) -> None:
+def test_rows_that_are_not_asked_are_left_out_up_to_a_unit(
+    asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of 40 rows: every row that is asked comes, in order, and at most four others."""
+    monkeypatch.setattr(loss_module, "SMALLEST_TILE", 20 * V)
     x = torch.arange(40.0)[:, None]
     targets = torch.full((40,), -1)
     places = torch.randperm(40, generator=torch.Generator().manual_seed(1))[:asked].sort().values
     targets[places] = places
-    rows, wanted = leave_out(x, targets)
+    rows, wanted = leave_out(x, targets, V)
     assert torch.equal(wanted[wanted != -1], places)
     assert torch.equal(rows[wanted != -1, 0].long(), places)
-    assert asked <= len(rows) < asked + 5
+    assert asked <= len(rows) < max(asked, 1) + 5
     assert len(rows) % 5 == 0
     assert (rows is x and wanted is targets) == (asked > 35)
 
 
-def test_the_products_of_rows_that_are_not_asked_are_left_out() -> None:
+def test_the_kernel_meets_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four, whatever is asked of batches of several sizes, as long as some rows are left out."""
+    sizes = set()
+    monkeypatch.setattr(loss_module, "SMALLEST_TILE", 64 * V)
+    monkeypatch.setattr(loss_module, "SMALLEST_CHUNK", 64 * V * 4)
+
+    def kernel(logits: Tensor, *_: object) -> Tensor:
+        sizes.add(len(logits))
+        return logits.new_zeros(())
+
+    monkeypatch.setattr(loss_module, "_kernel", kernel)
+    x, weight = torch.randn(128, C, requires_grad=True), torch.randn(V, C)
+    for rows in (128, 127, 126, 120):
+        for asked in range(112):
+            targets = torch.ones(rows, dtype=torch.int64)
+            targets[asked:] = -1
+            softcapped_cross_entropy(x[:rows], weight, targets, CAP, reduction="sum")
+    assert sizes == {16, 32, 48, 64}
+
+
+def test_the_products_of_rows_that_are_not_asked_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three products for each row that stays, of 2·C·V operations: with 7 of 23 asked, nine rows stay."""
+    monkeypatch.setattr(loss_module, "SMALLEST_TILE", 12 * V)
     x, weight, targets = problem()
     targets[:] = 1
     targets[7:] = -1
@@ -358,11 +382,12 @@ def test_the_products_of_rows_that_are_not_asked_are_left_out() -> None:
 
 
 def test_leaving_rows_out_changes_no_number_by_more_than_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_module, "SMALLEST_TILE", 12 * V)
     x, weight, targets = problem(torch.float32)
     targets[::2] = -1
     less = value_and_gradients(softcapped_cross_entropy(x, weight, targets, CAP), x, weight)
     assert torch.equal(less[1][targets == -1], torch.zeros_like(less[1][targets == -1]))
-    monkeypatch.setattr(loss_module, "leave_out", lambda x, targets: (x, targets))
+    monkeypatch.setattr(loss_module, "leave_out", lambda x, targets, vocab_size: (x, targets))
     every = value_and_gradients(softcapped_cross_entropy(x, weight, targets, CAP), x, weight)
     for a, b, bound in zip(less, every, losses_error(x, weight, targets, "mean"), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=bound)
