@@ -157,6 +157,8 @@ def test_what_the_chapter_says_of_the_search() -> None:
     larger = found("small", 95e9, n_embd=160, vocab_size=8192)
     assert f"width 160 take {narrow['steps']} steps where two of width 192 take {usual['steps']}" in text
     assert larger["bpb"] < narrow["bpb"] < usual["bpb"]
+    assert "the end is 0.006 lower still" in text
+    assert round(narrow["bpb"] - larger["bpb"], 3) == 0.006
     assert larger["steps"] < narrow["steps"]
     paces = {96: 66e9, 128: 77e9, 144: 82e9, 160: 86e9}
     ends = [
