@@ -124,8 +124,8 @@ class _SummedLoss(torch.autograd.Function):
 def leave_out(x: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
     """The asked rows of x (R, C) and targets (R,), in order, and others up to a multiple of a unit."""
     asked = targets != -1
-    quarter = max(1, SMALLEST_TILE // vocab_size // 4)
-    unit = quarter * -(-targets.size(0) // (8 * quarter))
+    eighth = max(1, SMALLEST_TILE // vocab_size // 8)  # of a tile
+    unit = eighth * -(-targets.size(0) // (8 * eighth))
     count = unit * max(1, -(-int(asked.sum()) // unit))
     if count >= targets.size(0):
         return x, targets
