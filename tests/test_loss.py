@@ -348,7 +348,7 @@ def test_rows_that_are_not_asked_are_left_out_up_to_a_unit(
 
 
 def test_the_kernel_meets_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An eighth of a tile and its multiples, whatever is asked of batches of several sizes, as long as some rows are left out."""
+    """An eighth of a tile and its multiples, whatever is asked of batches of several sizes."""
     sizes = set()
     monkeypatch.setattr(loss_module, "SMALLEST_TILE", 64 * V)
     monkeypatch.setattr(loss_module, "SMALLEST_CHUNK", 64 * V * 4)
