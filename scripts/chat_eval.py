@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat.common import UserError, pick_device, run_program, write_atomically
 from nanochat.flags import flag, parse_flags
-from nanochat.records import command_of, describe_machine, moment, write_record
+from nanochat.records import FORMAT, command_of, describe_machine, moment, write_record
 from nanochat.report import read_meta
 from nanochat.talk_training import stage_of
 from nanochat.trained import load_trained
@@ -75,7 +75,7 @@ def main() -> None:
     if config.record:
         command = command_of("scripts.chat_eval", replace(config, record=""))
         facts = {"command": command, "date": moment(time.time()), "machine": describe_machine(device.type)}
-        record = {**facts, "stages": made, **shares(marks)}
+        record = {"format": FORMAT, **facts, "stages": made, **shares(marks)}
         write_record(Path(config.record), record)
 
 

@@ -15,6 +15,7 @@ from nanochat.talk_training import newest
 TERMINAL = "scripts.chat_cli"
 MID_SHARE = 0.12  # of the time
 EXAMINATION = 45.0  # seconds that are left for asking
+MOST_STEPS = 4000  # of fine-tuning; before that the clock ends it, but on a fast machine
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def main() -> None:
         began = time.perf_counter()
         do("scripts.mid_train", f"--base={base}", f"--time_limit={config.seconds * MID_SHARE:.0f}")
         left = config.seconds - (time.perf_counter() - began) - EXAMINATION
-        do("scripts.chat_sft", f"--base={newest('mid')}", f"--time_limit={max(left, 20):.0f}")
+        limits = f"--time_limit={max(left, 20):.0f}", f"--num_iterations={MOST_STEPS}"
+        do("scripts.chat_sft", f"--base={newest('mid')}", *limits)
         if config.questions:
             do("scripts.chat_eval", f"--run={newest('chat')}", f"--questions={config.questions}")
     if config.talk and importlib.util.find_spec(TERMINAL):
