@@ -22,6 +22,7 @@ from nanochat.talk_training import MidConfig, SftConfig, begin_with, newest, tra
 from nanochat.talks import CHAT, MID, Talks
 from nanochat.tokenizer import Tokenizer
 from nanochat.workplace import Workplace
+from scripts import quickchat
 from tasks import Mixture
 from tasks.identity import Identity
 from tests.test_tasks import TEXT
@@ -200,3 +201,33 @@ def test_the_better_part_of_a_step_is_learned_from_answers(tokenizer: Tokenizer,
     base_run(tokenizer, home)
     result = train_on_talks(SftConfig(**FLAGS, num_iterations=40, eval_every=0), "chat")
     assert result.loss < 2.5
+
+
+def test_make_chat_does_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From nothing, from a base model, and with everything there; the clock is shared out and never negative."""
+    runs: dict[str, str] = {}
+    done: list[tuple[str, ...]] = []
+    makes = {"quickstart": ("base", "d2"), "mid_train": ("mid", "d2-mid"), "chat_sft": ("chat", "d2-chat")}
+
+    def do(program: str, *flags: str) -> None:
+        done.append((program, *flags))
+        runs.update([makes[name]] if (name := program.removeprefix("scripts.")) in makes else [])
+
+    monkeypatch.setattr(quickchat, "do", do)
+    monkeypatch.setattr(quickchat, "newest", lambda stage: runs.get(stage, ""))
+    monkeypatch.setattr("sys.argv", ["quickchat", "--seconds=100"])
+    quickchat.main()
+    assert [program for program, *_ in done] == [
+        f"scripts.{name}" for name in ("quickstart", "mid_train", "chat_sft", "chat_eval", "chat_cli")
+    ]
+    assert done[1][1:] == ("--base=d2", "--time_limit=12")
+    base, limit, steps = done[2][1:]
+    assert (base, steps) == ("--base=d2-mid", f"--num_iterations={quickchat.MOST_STEPS}")
+    assert 20 <= int(limit.removeprefix("--time_limit=")) <= 55
+    done.clear()
+    quickchat.main()
+    assert [program for program, *_ in done] == ["scripts.chat_cli"], "it is there already"
+    runs["base"] = "d3"
+    done.clear()
+    quickchat.main()
+    assert done[0] == ("scripts.mid_train", "--base=d3", "--time_limit=12"), "another base model is newer"
