@@ -204,7 +204,7 @@ def test_the_better_part_of_a_step_is_learned_from_answers(tokenizer: Tokenizer,
 
 
 def test_make_chat_does_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From nothing, from a base model, and with everything there; the clock is shared out and never negative."""
+    """From nothing, from a newer base model, and with everything there; the time is shared out."""
     runs: dict[str, str] = {}
     done: list[tuple[str, ...]] = []
     makes = {"quickstart": ("base", "d2"), "mid_train": ("mid", "d2-mid"), "chat_sft": ("chat", "d2-chat")}
