@@ -68,8 +68,8 @@ numbers: environment ## write into the chapters what the records in results/ say
 pictures: environment ## draw the book's pictures again, those that would look different
 	@.venv/bin/python -m tools.pictures
 
-evidence: environment ## run the experiments behind the twelve answers that are missing or stale (about an hour for all)
-	@.venv/bin/python -m scripts.experiment --all
+evidence: environment ## run the declared experiments that are missing or stale; --plan says how long (hours)
+	@.venv/bin/python -m scripts.experiment
 
 compare: environment ## train the book's model and the reference side by side, in turns; some ten minutes
 	@.venv/bin/python -m scripts.compare

@@ -17,8 +17,7 @@ TINY = shrunk(Setting())
 def numbers(procedure: str, *changes: str, seed: int = 0) -> dict[str, float]:
     """What a procedure of the experiments measures for a tiny model with changes."""
     setting = varied(TINY, changes)
-    found: dict[str, float] = PROCEDURES[procedure](setting, seed, torch.device("cpu"))["numbers"]
-    return found
+    return PROCEDURES[procedure](setting, seed, torch.device("cpu"))
 
 
 def test_a_cache_has_bytes_in_proportion_to_its_heads() -> None:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.common import UserError, nearest
-from nanochat.evidence.settings import Setting
+from nanochat.evidence.settings import Setting, refuse_impossible
 from nanochat.provenance import ROOT
 
 FILE = "nanochat/evidence/declared.toml"
 BPB = "bits per byte"
+DEVICES = ("cpu", "cuda")
 WORDS = ("question", "answer", "claim")  # sentences: rewording them does not change what is run
 
 
@@ -87,7 +88,7 @@ class Experiment:
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Rules:
     """What all experiments have in common."""
 
     declared: str  # the day
@@ -101,16 +102,19 @@ class Protocol:
     on_cuda: dict[str, str]
 
     def setting(self, size: str, device: str, changes: dict[str, Any]) -> Setting:
-        """The book's model of a size with changes; on CUDA the size that takes its place."""
+        """The book's model of a size with changes; on CUDA the size that takes its place.
+
+        Raises UserError for changes that make no model.
+        """
         size = self.on_cuda[size] if device == "cuda" else size
-        return Setting(**(self.sizes[size] | changes))
+        return refuse_impossible(Setting(**(self.sizes[size] | changes)))
 
 
 @dataclass(frozen=True)
 class Declaration:
     """The whole file."""
 
-    protocol: Protocol
+    protocol: Rules
     experiments: tuple[Experiment, ...]
 
     def experiment(self, name: str) -> Experiment:
@@ -138,7 +142,7 @@ def declaration_of(text: str) -> Declaration:
     common = dict(said["protocol"])
     common.pop("not_determined")
     usual = {name: axis_of(values) for name, values in common.pop("axes").items()}
-    protocol = Protocol(axes=tuple(usual.values()), **listless(common))
+    protocol = Rules(axes=tuple(usual.values()), **listless(common))
     sums = checksums(said)
     experiments = tuple(experiment_of(one, usual, sums[one["name"]]) for one in said["experiment"])
     return Declaration(protocol, experiments)
@@ -228,25 +232,26 @@ def too_old(root: Path, one: Experiment, record: dict[str, Any], path: str) -> s
     return f"it was committed in {first[:10]}, not after its declaration in {since[:10]}"
 
 
-def record_name(one: Experiment) -> str:
+def record_name(one: Experiment, device: str = "cpu") -> str:
     """Where the record of a declared experiment is kept, below the project's folder."""
-    return f"results/declared-{one.name}.json"
+    return f"results/declared-{one.name}{'-cuda' if device == 'cuda' else ''}.json"
 
 
 def refused_records(root: Path = ROOT) -> list[str]:
     """A line for each record that is damaged or older than its declaration: what `make check` refuses."""
     lines = []
-    for one in read_declaration(root).experiments:
-        path = root / record_name(one)
+    experiments = read_declaration(root).experiments
+    for one, name in ((one, record_name(one, device)) for one in experiments for device in DEVICES):
+        path = root / name
         if not path.exists():
             continue
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            reason = too_old(root, one, record, record_name(one))
+            reason = too_old(root, one, record, name)
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = f"it is damaged ({type(error).__name__}: {str(error).splitlines()[0]})"
         if reason:
-            lines.append(f"{record_name(one)} is no evidence: {reason}. Take it away, or run it again")
+            lines.append(f"{name} is no evidence: {reason}. Take it away, or run it again")
     return lines
 
 

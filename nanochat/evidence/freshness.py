@@ -1,171 +1,163 @@
-"""Which fragments of the book a computation runs, and whether they are what they were. No PyTorch."""
+"""A checksum of every definition that a function can reach in the package. Parses, and imports nothing."""
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
-import io
-import re
-import sys
-import threading
-import tokenize
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import TypeAlias
 
-from nanochat.provenance import ROOT, Book, places, read_book
+from nanochat.provenance import ROOT
 
-REFERENCE = re.compile(r"\s*<<([\w.-]+)>>\s*")
-# Not watched: what delivers the text, which is known by its tokens; what is compared as data; what handles
-# numbers once they are measured.
-OF_TEXT = ("common", "dataset", "tokenizer", "dataloader")
-OF_DATA = ("flags", "provenance", "train_config", "settings", "experiments")
-OF_PAPER = ("runs", "records", "report", "statistics", "freshness")
-SILENT = (tokenize.COMMENT, tokenize.NL, tokenize.ENCODING, tokenize.ENDMARKER)
+Origin: TypeAlias = tuple[str, str]  # a module of the package, and a name in it; "" for the module itself
+PACKAGE = "nanochat"
 
 
-def digests(book: Book, names: Iterable[str]) -> dict[str, str]:
-    """A checksum of each of these fragments, the same after changes that cannot change what they do."""
-    code = {
-        name: statements(tuple(line for line, _ in book.fragments.get(name, []))) for name in sorted(names)
-    }
-    used = {word for lines in code.values() for line in lines if not is_import(line) for word in line}
-    return {name: checksum(lines, used) for name, lines in code.items()}
+@dataclass
+class Module:
+    """What stands at the top of one module."""
+
+    defined: dict[str, list[ast.stmt]] = field(
+        default_factory=dict
+    )  # a name, and the statements that give it
+    loose: list[ast.stmt] = field(default_factory=list)  # what runs on import and gives no name
+    imported: dict[str, Origin] = field(default_factory=dict)
+    needs: set[str] = field(default_factory=set)  # the package's modules that are imported with it
 
 
-def checksum(lines: list[list[str]], used: set[str]) -> str:
-    """A checksum of statements. Of imports only those count that bring a name which is used."""
-    words: list[str] = []
-    for line in lines:
-        if is_import(line):
-            words += [source for name, source in sorted(imported(line).items()) if name in used]
-        else:
-            words += [*line, "\n"]
-    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
+@functools.cache
+def file_of(name: str, root: Path) -> Path | None:
+    """The file of a module of the package, or None if the name is not one."""
+    path = root.joinpath(*name.split("."))
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return path if name.split(".")[0] == PACKAGE and path.is_file() else None
 
 
-def is_import(words: list[str]) -> bool:
-    """Whether a statement is an import."""
-    return words[0] in ("import", "from")
-
-
-def imported(words: list[str]) -> dict[str, str]:
-    """For each name that an import statement brings, where it comes from."""
-    at = words.index("import")
-    module, found = "".join(words[1:at]), {}
-    for part in " ".join(word for word in words[at + 1 :] if word not in "()").split(","):
-        name, _, alias = part.strip().replace(" . ", ".").partition(" as ")
-        if name:
-            found[alias or name.split(".")[0]] = f"{module}:{name}"
+@functools.cache
+def read_module(name: str, root: Path = ROOT) -> Module | None:
+    """What stands at the top of a module of the package, or None if the name is not one."""
+    path = file_of(name, root)
+    if path is None:
+        return None
+    found = Module()
+    for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+        place(statement, found, root)
     return found
 
 
-@functools.lru_cache(maxsize=4096)
-def statements(lines: tuple[str, ...]) -> list[list[str]]:
-    """The words of each statement of a fragment, without references, comments and docstrings."""
-    code = [line for line in lines if not REFERENCE.fullmatch(line)]
-    indent = min((len(line) - len(line.lstrip()) for line in code if line.strip()), default=0)
-    text = "\n".join(line[indent:] for line in code)
-    try:
-        return meaningful(text)
-    except (tokenize.TokenError, SyntaxError):
-        return [["line", line.rstrip()] for line in text.split("\n") if line.strip()]
+def place(statement: ast.stmt, found: Module, root: Path) -> None:
+    """Put one statement of a module's top where it belongs."""
+    match statement:
+        case ast.Import() | ast.ImportFrom():
+            brought = origins(statement, root)
+            found.imported |= brought
+            found.needs |= {module for module, _ in brought.values()}
+        case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+            found.defined.setdefault(name, []).append(statement)
+        case ast.Assign() | ast.AnnAssign():
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            for name in (node.id for one in targets for node in ast.walk(one) if isinstance(node, ast.Name)):
+                found.defined.setdefault(name, []).append(statement)
+        case ast.If(test=test) if "TYPE_CHECKING" in ast.dump(test) or "__name__" in ast.dump(test):
+            pass
+        case ast.Expr(value=ast.Constant()):
+            pass
+        case _:
+            found.loose.append(statement)
 
 
-def meaningful(text: str) -> list[list[str]]:
-    """The statements of a piece of Python, each as its words; a change of indentation is one too."""
-    found: list[list[str]] = []
-    words: list[str] = []
-    docstring = False
-    for kind, word in whole_strings(text):
-        if kind in SILENT:
+def origins(statement: ast.Import | ast.ImportFrom, root: Path) -> dict[str, Origin]:
+    """For each name that an import brings from the package, where it comes from."""
+    found: dict[str, Origin] = {}
+    if isinstance(statement, ast.Import):
+        for one in statement.names:
+            if file_of(one.name, root):
+                found[one.asname or one.name.split(".")[0]] = (one.name if one.asname else PACKAGE, "")
+        return found
+    for one in statement.names:
+        inner = f"{statement.module}.{one.name}"
+        if file_of(inner, root):
+            found[one.asname or one.name] = (inner, "")
+        elif file_of(statement.module or "", root):
+            found[one.asname or one.name] = (statement.module or "", one.name)
+    return found
+
+
+def checksum(statements: list[ast.stmt]) -> str:
+    """A checksum of statements as syntax: without comments, layout and docstrings."""
+    text = "\n".join(written(statement) for statement in statements)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def written(node: object) -> str:
+    """A tree as text, without empty fields: the same in every version of Python, which ast.dump is not."""
+    if isinstance(node, list):
+        return f"[{' '.join(map(written, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = dict(ast.iter_fields(node))
+    if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+        fields["body"] = node.body[1:]
+    parts = [
+        f"{name}={written(value)}"
+        for name, value in fields.items()
+        if value is not None and value != [] and name not in ("ctx", "kind", "type_comment")
+    ]
+    return f"{type(node).__name__}({' '.join(parts)})"
+
+
+def used(statements: list[ast.stmt], module: Module, root: Path) -> Iterator[Origin]:
+    """What statements of a module refer to, inside the package; imports within a function count."""
+    nodes = [node for statement in statements for node in ast.walk(statement)]
+    imported = dict(module.imported)
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            brought = origins(node, root)
+            imported |= brought
+            yield from ((name, "<imported>") for name, _ in brought.values())
+    prefixed = {id(node.value): node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    for node in nodes:
+        if not isinstance(node, ast.Name):
             continue
-        if kind == tokenize.STRING and not words:
-            docstring = True
-        if kind == tokenize.NEWLINE:
-            if not (docstring and len(words) == 1):
-                found.append(words)
-            words, docstring = [], False
-        elif kind in (tokenize.INDENT, tokenize.DEDENT):
-            found.append([tokenize.tok_name[kind]])
-        else:
-            words.append(word)
-    return [line for line in found if line]
+        if node.id in module.defined:
+            yield "", node.id
+        elif node.id in imported:
+            origin, name = imported[node.id]
+            yield origin, name or prefixed.get(id(node), "")
 
 
-def whole_strings(text: str) -> Iterator[tuple[int, str]]:
-    """Kind and text of each token, an f-string being one token in every version of Python."""
-    lines, depth, start = text.split("\n"), 0, (0, 0)
-    opening, closing = (getattr(tokenize, f"FSTRING_{end}", -1) for end in ("START", "END"))
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == opening:
-            start = start if depth else token.start
-            depth += 1
-        elif token.type == closing:
-            depth -= 1
-            if not depth:
-                row, column = token.end
-                picked = [*lines[start[0] - 1 : row - 1], lines[row - 1][:column]]
-                yield tokenize.STRING, "\n".join(picked)[start[1] :]
-        elif not depth:
-            yield token.type, token.string
+def reach(start: Origin, root: Path = ROOT) -> dict[str, str]:
+    """A checksum for every definition that can be reached from a function, by its dotted name.
 
-
-def with_containers(book: Book, names: set[str]) -> set[str]:
-    """These fragments and all that refer to them, directly or not."""
-    users: dict[str, set[str]] = {}
-    for name, lines in book.fragments.items():
-        for line, _ in lines:
-            if match := REFERENCE.fullmatch(line):
-                users.setdefault(match[1], set()).add(name)
-    found, waiting = set(names), list(names)
+    A module that is imported counts with what it runs on import; one that is handed on as a whole, with
+    everything in it. What is not of the package is known by its version instead.
+    """
+    found: dict[str, str] = {}
+    waiting, seen = [start], set[Origin]()
     while waiting:
-        for user in users.get(waiting.pop(), set()) - found:
-            found.add(user)
-            waiting.append(user)
-    return found
+        origin = waiting.pop()
+        name, wanted = origin
+        module = read_module(name, root)
+        if module is None or origin in seen:
+            continue
+        seen.add(origin)
+        waiting += [(name, "<imported>"), *((other, "<imported>") for other in module.needs)]
+        if wanted == "":
+            waiting += [(name, every) for every in module.defined]
+        if wanted in module.imported:
+            waiting.append(module.imported[wanted])
+        statements = module.loose if wanted == "<imported>" else module.defined.get(wanted, [])
+        if statements:
+            found[f"{name}.{wanted}"] = checksum(statements)
+        if wanted and file_of(f"{name}.{wanted}", root):
+            waiting.append((f"{name}.{wanted}", ""))
+        waiting += [(other or name, what) for other, what in used(statements, module, root)]
+    return dict(sorted(found.items()))
 
 
-def fragments_run(work: Callable[[], Any], root: Path = ROOT) -> set[str]:
-    """Call `work` and return the fragments that it ran, with those that contain them."""
-    watched = {
-        str(path): path
-        for path in (root / "nanochat").rglob("*.py")
-        if path.stem not in OF_TEXT + OF_DATA + OF_PAPER and "learning" not in path.parts
-    }
-    seen: set[tuple[str, int]] = set()
-
-    def in_line(frame: FrameType, event: str, _: Any) -> Any:
-        if event == "line":
-            seen.add((frame.f_code.co_filename, frame.f_lineno))
-        return in_line
-
-    def in_call(frame: FrameType, event: str, argument: Any) -> Any:
-        return in_line if frame.f_code.co_filename in watched else None
-
-    before = sys.gettrace()
-    sys.settrace(in_call)
-    threading.settrace(in_call)
-    try:
-        work()
-    finally:
-        sys.settrace(before)
-        threading.settrace(before)
-    book = read_book(root)
-    known = {name: places(book, watched[name], root) for name in {name for name, _ in seen}}
-    names = {known[name][line].fragment for name, line in seen if line in known[name]}
-    return with_containers(book, names)
-
-
-def changed_since(code: dict[str, str], book: Book) -> list[str]:
-    """The fragments, of those a record depends on, that are not what they were, each with its place."""
-    now = digests(book, code)
-    lines = []
-    for name, then in code.items():
-        if name not in book.fragments:
-            lines.append(f"the fragment {name} is no longer there")
-        elif now[name] != then:
-            place = book.fragments[name][0][1] if book.fragments[name] else None
-            lines.append(f"{name} has changed" + (f" ({place.chapter}:{place.line})" if place else ""))
-    return lines
+def differences(then: dict[str, str], now: dict[str, str]) -> list[str]:
+    """The definitions that are not what they were, or that only one of two moments has."""
+    return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))

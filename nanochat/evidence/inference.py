@@ -14,7 +14,6 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from nanochat.common import run_program, write_atomically
-from nanochat.evidence.report import lowest_point
 from nanochat.evidence.simulated import tables
 from nanochat.provenance import ROOT
 
@@ -132,6 +131,15 @@ def simulate(world: World, runs: int, seed: int = 0, level: float = 0.05) -> dic
         for name, values in rates.items():
             found.setdefault(name, []).append(values)
     return {name: float(np.concatenate(values).mean()) for name, values in found.items()}
+
+
+def lowest_point(points: list[tuple[float, float]]) -> float:
+    """Where a parabola through the lowest of evenly spaced points and its neighbours is lowest."""
+    lowest = min(range(len(points)), key=lambda i: points[i][1])
+    if lowest in (0, len(points) - 1):
+        return points[lowest][0]
+    (left, a), (middle, b), (_, c) = points[lowest - 1 : lowest + 2]
+    return middle + (middle - left) * (a - c) / (2 * (a - 2 * b + c))
 
 
 def exponent(points: dict[int, list[tuple[float, float]]]) -> float:

@@ -48,34 +48,12 @@ class Setting:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix products
     # data
     data: str = "sotu"
-    val_tokens: int = 16384
-
-
-LARGE = {
-    "n_layer": 6,
-    "n_embd": 384,
-    "sequence_len": 512,
-    "vocab_size": 4096,
-    "batch_size": 32,
-    "steps": 400,
-    "dtype": "bfloat16",
-    "val_tokens": 262144,
-}  # what a GPU runs; a variation's own sizes are multiplied, see `enlarged`
-
-
-def enlarged(setting: Setting) -> Setting:
-    """The same question at the size of LARGE: what a setting itself chose stays, its width in proportion."""
-    usual = Setting()
-    sizes = {name: value for name, value in LARGE.items() if getattr(setting, name) == getattr(usual, name)}
-    if setting.n_embd != usual.n_embd:
-        sizes["n_embd"] = setting.n_embd * LARGE["n_embd"] // usual.n_embd  # type: ignore[operator]
-    return replace(setting, **sizes)  # type: ignore[arg-type]
 
 
 def shrunk(setting: Setting) -> Setting:
     """The same variation at a size that takes a moment, on made-up data."""
     sizes = {"n_layer": 2, "n_embd": 12 * setting.n_head, "sequence_len": 16, "vocab_size": 64}
-    short = {"batch_size": 2, "steps": 3, "val_tokens": 64, "data": "random"}
+    short = {"batch_size": 2, "steps": 3, "data": "random"}
     return replace(setting, **sizes, **short)  # type: ignore[arg-type]
 
 
@@ -115,7 +93,7 @@ def varied(setting: Setting, changes: Sequence[str]) -> Setting:
 
 
 def refuse_impossible(setting: Setting) -> Setting:
-    """The setting itself. Raises UserError for sizes that make no model or no run."""
+    """The setting itself. Raises UserError for sizes or formats that make no model or no run."""
     values = asdict(setting)
     heads, kv_heads = setting.n_head, setting.n_kv_head or setting.n_head
     for name in ("n_layer", "n_embd", "n_head", "sequence_len", "batch_size", "passes", "steps"):
@@ -125,5 +103,10 @@ def refuse_impossible(setting: Setting) -> Setting:
         raise UserError(
             f"n_embd={setting.n_embd}, n_head={heads}, n_kv_head={kv_heads} fit no model: heads must divide "
             "the width evenly into an even size, and key-value heads the heads"
+        )
+    if setting.embedding_dtype == "bfloat16" and setting.dtype != "bfloat16":
+        raise UserError(
+            "embedding_dtype=bfloat16 with dtype=float32: a float32 matrix multiplies no bf16 rows;"
+            " add dtype=bfloat16"
         )
     return setting

@@ -1,125 +1,142 @@
-"""Train one setting with one seed, and look into the model."""
+"""Train one setting with one seed on text of its own, and take its loss on every speech that is held back."""
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import math
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from nanochat.common import Ranks
-from nanochat.dataloader import TokenLoader
-from nanochat.dataset import prepare_corpus
+from nanochat.engine import KVCache
 from nanochat.evidence.settings import Setting
 from nanochat.evidence.variations import VariedGPT, build, patched
 from nanochat.loss_eval import evaluate_bpb
-from nanochat.step import Rates, Schedule, Stepper, build_optimizers
-from nanochat.tokenizer import Tokenizer, prepare_tokenizer
+from nanochat.step import Batch, Rates, Schedule, Stepper, build_optimizers
 
-Outcome: TypeAlias = dict[str, Any]  # "numbers": name to value or None; "curves": name to [[x, y], …]
-POINTS = 30  # of a curve
+Outcome: TypeAlias = dict[str, Any]  # what JSON can hold
+WINDOW = 1024  # sequences that are mixed with one another
 
 
+@dataclass(frozen=True)
 class Text:
-    """Batches of one corpus; "random" is made up on the spot, for trials that only have to run."""
+    """A corpus as tokens: each speech one array, which begins with the token that begins a document."""
 
-    def __init__(self, setting: Setting, device: torch.device) -> None:
-        """Raises UserError if the corpus cannot be had."""
-        self.setting, self.device = setting, device
-        self.tokenizer: Tokenizer | None = None
-        self.token_bytes = torch.ones(setting.vocab_size, dtype=torch.int64)
-        if setting.data != "random":
-            prepare_corpus(setting.data)
-            self.tokenizer = prepare_tokenizer(setting.data, setting.vocab_size)
-            self.token_bytes = self.tokenizer.token_bytes()
-
-    def batches(self, split: str, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets (B, T), the same ones for the same seed."""
-        size, length = self.setting.batch_size, self.setting.sequence_len
-        if self.tokenizer is not None:
-            loader = TokenLoader(
-                self.setting.data,
-                split,
-                self.tokenizer,
-                size,
-                length,
-                Ranks(),
-                device=self.device,
-                seed=seed,
-            )
-            try:
-                yield from loader
-            finally:
-                loader.close()
-            return
-        rng = torch.Generator().manual_seed(seed)
-        while True:
-            steps = torch.randint(1, 4, (size, length + 1), generator=rng).cumsum(1)
-            rows = (steps % self.setting.vocab_size).to(self.device)
-            yield rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
-
-    def fingerprint(self) -> str:
-        """A short checksum of the first training and validation tokens: another text gives another one."""
-        seen = hashlib.sha256()
-        for split in ("train", "val"):
-            batches = self.batches(split, seed=0)
-            for _ in range(2):
-                seen.update(next(batches)[0].cpu().numpy().tobytes())
-        return seen.hexdigest()[:16]
+    train: tuple[NDArray[np.int32], ...]
+    held_back: tuple[NDArray[np.int32], ...]
+    token_bytes: Tensor  # (V,), bytes of each token; 0 for one that is not counted
+    fingerprint: str  # of all three
 
 
-def train(setting: Setting, seed: int, device: torch.device) -> Outcome:
-    """Train, then evaluate on the validation text. A run that ends in no number has diverged: bpb is None."""
-    text = Text(setting, device)
+def train(setting: Setting, seed: int, text: Text, device: torch.device) -> Outcome:
+    """Bits per byte of each speech held back, after training; None for each if the run diverged.
+
+    The seed decides the first weights and the training text. "seconds" is the time of the training steps.
+    """
     model = build(setting, seed, device)
     rates = Rates(setting.matrix_lr, setting.embedding_lr, setting.unembedding_lr, setting.weight_decay)
-    stepper = Stepper(
-        model,
-        build_optimizers(model, rates),
-        Schedule(setting.warmup_ratio, setting.warmdown_ratio),
-        setting.grad_clip,
-        lambda: autocast(setting, device),
-    )
-    every = max(1, setting.steps // POINTS)
-    losses: list[float] = []
-    curves: dict[str, list[list[float]]] = {"loss": [], "largest score": []}
-    batches, tokens = text.batches("train", seed), setting.passes * setting.batch_size * setting.sequence_len
-    probe = next(text.batches("val", 0))[0][:2]
-    seconds = 0.0
+    context = functools.partial(autocast, setting, device)
+    schedule = Schedule(setting.warmup_ratio, setting.warmdown_ratio)
+    stepper = Stepper(model, build_optimizers(model, rates), schedule, setting.grad_clip, context)
+    batches = drawn(text, setting, seed, device)
+    start, finite = clock(device), True
     for step in range(setting.steps):
-        start = clock(device)
-        outcome = stepper.step(batches, setting.passes, step, step / setting.steps, 1 / setting.steps)
-        losses.append(outcome.loss)
-        seconds += clock(device) - start
-        if not outcome.finite:
+        one = stepper.step(batches, setting.passes, step, step / setting.steps, 1 / setting.steps)
+        finite = finite and one.finite
+        if not finite:
             break
-        if (step + 1) % every == 0:
-            done = (step + 1) * tokens
-            curves["loss"].append([done, round(sum(losses[-every:]) / every, 4)])
-            with autocast(setting, device):
-                curves["largest score"].append([done, round(largest_score(model, probe), 3)])
-    wanted = max(1, setting.val_tokens // (setting.batch_size * setting.sequence_len))
-    with autocast(setting, device):
-        bpb = evaluate_bpb(model, text.batches("val", 0), wanted, text.token_bytes)
-        found = look_inside(model, probe)
-    numbers: dict[str, float | None] = {
-        "bits per byte": bpb if math.isfinite(bpb) else None,
+    seconds = clock(device) - start
+    with context():
+        losses = losses_by_speech(model, text, setting, device) if finite else []
+        seen = look_inside(model, rows_of(text.held_back[0], setting.sequence_len, device)[0][:2])
+    finite = finite and all(math.isfinite(loss) for loss in losses)
+    return {
+        "losses": losses if finite else None,
+        "seconds": seconds,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "seconds": round(seconds, 3),
-        **{name: value if math.isfinite(value) else None for name, value in found.items()},
+        "seen": {name: value if math.isfinite(value) else None for name, value in seen.items()},
     }
-    return {"numbers": numbers, "curves": curves}
+
+
+def drawn(text: Text, setting: Setting, seed: int, device: torch.device) -> Iterator[Batch]:
+    """Batches (B, T) of speeches that the seed draws, in its order, cut into sequences and mixed in windows.
+
+    A longer run of the same seed reads the same speeches and then more of them. When all have been read,
+    they are drawn again in another order.
+    """
+    length, size = setting.sequence_len, setting.batch_size
+    wanted = setting.steps * setting.passes * size
+    speeches: list[NDArray[np.int32]] = []
+    order = np.random.default_rng((seed, 0))
+    while sum(len(one) for one in speeches) <= wanted * length:
+        speeches += [text.train[number] for number in order.permutation(len(text.train))]
+    stream = np.concatenate(speeches)
+    for first in range(0, wanted, WINDOW):
+        count = min(WINDOW, wanted - first)
+        mixed = first + np.random.default_rng((seed, 1 + first // WINDOW)).permutation(count)
+        for start in range(0, count, size):
+            chosen = mixed[start : start + size, None] * length + np.arange(length + 1)
+            rows = torch.from_numpy(stream[chosen]).to(device).long()
+            yield rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+
+
+def rows_of(speech: NDArray[np.int32], length: int, device: torch.device) -> Batch:
+    """A speech as inputs and targets (rows, T): each token but the first is a target once; -1 at the end."""
+    count = -(-(len(speech) - 1) // length)
+    padded = torch.full((count * length + 1,), -1, dtype=torch.long)
+    padded[: len(speech)] = torch.from_numpy(speech).long()
+    rows = padded.unfold(0, length + 1, length).to(device)
+    return rows[:, :-1].clamp(min=0).contiguous(), rows[:, 1:].contiguous()
+
+
+def losses_by_speech(model: VariedGPT, text: Text, setting: Setting, device: torch.device) -> list[float]:
+    """Bits per byte of each speech held back, all of its tokens but the first."""
+    at_once, found = 4 * setting.batch_size, []
+    for speech in text.held_back:
+        inputs, targets = rows_of(speech, setting.sequence_len, device)
+        batches = zip(torch.split(inputs, at_once), torch.split(targets, at_once), strict=True)
+        found.append(round(evaluate_bpb(model, batches, 0, text.token_bytes), 7))
+    return found
+
+
+@torch.inference_mode()
+def time_decoding(settings: tuple[Setting, ...], seed: int, device: torch.device) -> Outcome:
+    """Milliseconds of 16 sequences' next tokens behind 8 T positions, at 4 times the width, in turns."""
+    works = []
+    for setting in settings:
+        model = build(replace(setting, n_embd=4 * setting.n_embd), seed, device)
+        config, held = model.config, 8 * setting.sequence_len
+        cache = KVCache(16, config.n_kv_head, held + 1, config.head_dim, config.n_layer)
+        kind = getattr(torch, setting.dtype)
+        keys = torch.randn(16, config.n_kv_head, held, config.head_dim, device=device, dtype=kind)
+        for layer in range(config.n_layer):
+            cache.insert_kv(layer, keys, keys)
+        works.append((model, cache))
+    times: list[list[float]] = [[] for _ in works]
+    ids = torch.zeros(16, 1, dtype=torch.long, device=device)
+    for turn in range(22):
+        for number, (model, cache) in enumerate(works):
+            start = clock(device)
+            with autocast(settings[number], device):
+                model(ids, kv_cache=cache, last_only=True)
+            seconds = clock(device) - start
+            cache.pos -= 1
+            if turn > 1:  # the first two pay for memory
+                times[number].append(seconds)
+    return {"decoding, ms": [1000 * statistics.median(taken) for taken in times]}
 
 
 def clock(device: torch.device) -> float:
-    """Seconds: of this process's computing on a CPU, which others cannot lengthen; of the wall elsewhere."""
+    """Seconds: of this process's computing on a CPU, which others hardly lengthen; of the wall elsewhere."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.process_time() if device.type == "cpu" else time.perf_counter()

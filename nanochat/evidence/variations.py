@@ -14,6 +14,7 @@ from torch import Tensor
 from nanochat import normans_gpt
 from nanochat.evidence.settings import Setting
 from nanochat.normans_gpt import GPT, MLP, Block, Cache, GPTConfig
+from nanochat.step import fit_format
 
 UNBOUNDED = 1e6  # a cap so far away that in float32 it changes the sixth digit at most
 
@@ -102,6 +103,8 @@ class VariedGPT(GPT):
             nn.init.normal_(self.transformer.wte.weight, std=self.setting.tied_std)
         if self.setting.embedding_dtype != "as the book":
             self.transformer.wte.to(dtype=getattr(torch, self.setting.embedding_dtype))
+        elif self.setting.dtype == "float32":
+            fit_format(self, None)
 
     def forward(
         self,

@@ -56,7 +56,7 @@ def test_anchors_are_made_as_on_a_forge() -> None:
 
 
 def test_the_twelve_questions_are_asked_in_the_same_words() -> None:
-    """On the home page, above the answers, and in the learner's log."""
+    """On the home page, above the answers, in the learner's log and where they are declared."""
     home = (PROJECT / "lit" / "index.md").read_text(encoding="utf-8").split("## Twelve questions")[1]
     rows = re.findall(r"(?m)^\| ([^|]*\?) \| (.*) \|$", home)
     assert len(rows) == 12
@@ -67,8 +67,8 @@ def test_the_twelve_questions_are_asked_in_the_same_words() -> None:
     asked = {question for question, _ in rows}
     assert {question for step in STEPS for question in step.questions} == asked
     chapters = "\n".join(path.read_text(encoding="utf-8") for path in CHAPTERS)
-    assert set(re.findall(r'(?m)^    question="(.*)",$', chapters)) == asked
-    for chapter, fragment in re.findall(r'(?m)^    answer="(\S+\.md)#(\S+)",$', chapters):
+    assert set(re.findall(r'(?m)^question = "(.*)"$', chapters)) == asked
+    for chapter, fragment in re.findall(r'(?m)^answer = "(\S+\.md)#(\S+)"$', chapters):
         assert fragment in map(anchor, headings(PROJECT / "lit" / chapter))
 
 

@@ -32,7 +32,7 @@ def test_the_programs_are_those_that_there_are() -> None:
     } <= PROGRAMS.keys()
     headings = set(re.findall(r"^## python -m (\S+)$", MADE["reference/programs.md"], re.M))
     assert headings == {"scripts.learn", "scripts.experiment", *PROGRAMS}
-    assert "--verify" in section("scripts.experiment")
+    assert "--again" in section("scripts.experiment")
     assert "### check\n" in section("scripts.learn")
     assert "--then_train" in section("scripts.learn")
 
