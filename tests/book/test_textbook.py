@@ -80,3 +80,38 @@ def test_every_chapter_of_volume_one_closes_so() -> None:
     }
     assert {name for name in volume if PAGES[name].part != "Before you start"} <= {*CLOSED}
     assert {"10-the-parts-of-a-gpt", "66-the-training-loop"} < volume
+
+
+TERMS = """
+activations, attention, autocast, backpropagation, bigram, bits per byte, broadcasting, causal mask, chain
+rule, checkpoint, contiguous, cross-entropy, derivative, eager, eigenvalue, embedding, epoch, gradient,
+greedy, kernel, key-value cache, learning rate, logit, loss, meta device, MLP, momentum, one-hot, optimizer,
+orthogonal, page fault, pinned, query, rank, residual stream, row group, schedule, seed, singular value,
+smoothing, softmax, spectral norm, stride, temperature, tile, validation, variance, warmup
+"""
+EXPLAINED = r"(?<!\*)(\*{1,2})(?!\*)(?:(?!\*|\n\n).)*?"  # where a term stands in italics, or bold
+
+
+def said_in_prose(text: str) -> str:
+    """A chapter without code, pictures, headings and links: its sentences and tables."""
+    for pattern in (r"^(```|~~~).*?^\1\s*$", r"!\[.*?\]\([^)]*\)", r"<!--.*?-->", r"^#.*?$"):
+        text = re.sub(pattern, "", text, flags=re.S | re.M)
+    return re.sub(r"\[[^\]]*\]\([^)]*\)|`[^`]*`", "", text)
+
+
+@pytest.mark.parametrize("term", re.split(r",\s+", TERMS.strip()))
+def test_a_term_is_explained_where_it_is_first_used(term: str) -> None:
+    """In italics in the paragraph that uses it first, in the reading order, or in the table of words."""
+    volume = [
+        page for page in PAGES.values() if page.volume.startswith("Volume one") and page.path[4].isdigit()
+    ]
+    assert [page.path[4:6] for page in volume[:2]] == ["02", "01"]  # the table stands in the second
+    _, words = volume[1].text.split("## Look up a word\n")
+    rows = " ".join(re.findall(r"^\| ([^|]*) \|", words, re.M))
+    paragraphs = [(page, part) for page in volume for part in re.split(r"\n\s*\n", said_in_prose(page.text))]
+    page, first = next(one for one in paragraphs if re.search(rf"\b{term}(?:s|es)?\b", one[1], re.I))
+    if page is not volume[0] and re.search(rf"\b{term}", rows, re.I):
+        return
+    assert re.search(rf"{EXPLAINED}\b{term}(?:(?!\*).)*?\1", first, re.I | re.S), (
+        f"{page.path}: {term} is used before it is explained: {' '.join(first.split())[:300]}"
+    )
