@@ -36,7 +36,7 @@ report: environment ## one page about what you trained: build/report.md and buil
 	@.venv/bin/python -m scripts.report
 
 learn: environment ## rewrite the model yourself: copy the skeleton, run it up to the first gap, say what to write
-	@.venv/bin/python -m scripts.learn run --any-answer
+	@.venv/bin/python -m scripts.learn run --any-answer $(if $(ROUND),--round=$(ROUND))
 
 test: environment check-if-possible ## everything that CI does: drift, lint, types, tests
 	@.venv/bin/python $(PYTEST) tests

@@ -22,30 +22,44 @@ from nanochat.flags import REQUIRED, flag, parse_command
 from nanochat.learning.court import Judge
 from nanochat.learning.gaps import explain_gap
 from nanochat.learning.grading import grade_folder, write_tables
-from nanochat.learning.hybrid import BOOK_PATH, Source, Unjudgeable, read_source
-from nanochat.learning.progress import SKELETON, Milestone, Verdict, Workshop
+from nanochat.learning.hybrid import Source, Unjudgeable, home_of, read_source
+from nanochat.learning.progress import MILESTONES, Milestone, Verdict, Workshop
 from nanochat.learning.report import PROMPT, Rehearsal, Report
-from nanochat.learning.steps import PHASES, STEPS, Step, section_of
+from nanochat.learning.steps import (
+    ALL_PHASES,
+    ALL_STEPS,
+    FIRST_ROUND,
+    ROUNDS,
+    SECOND_ROUND,
+    STEPS,
+    Round,
+    Step,
+    round_of,
+    section_of,
+    step_named,
+)
 from nanochat.models import ROOT, Frame, shown, workshop_folder
 
 
 def select(text: str) -> list[Step]:
     """The steps that a word means: an id, its last part, a class, a number or a phase. Raises UserError."""
     wanted = text.strip().lower().removesuffix("()")
-    if wanted.isdecimal() and 1 <= int(wanted) <= len(STEPS):
-        return [STEPS[int(wanted) - 1]]
-    if phase := re.fullmatch(r"phase[ _=-]?(\d)", wanted):
-        found = [step for step in STEPS if step.phase == int(phase[1])]
+    if wanted.isdecimal() and 1 <= int(wanted) <= len(ALL_STEPS):
+        return [ALL_STEPS[int(wanted) - 1]]
+    if phase := re.fullmatch(r"phase[ _=-]?(\d+)", wanted):
+        found = [step for step in ALL_STEPS if step.phase == int(phase[1])]
+    elif number := re.fullmatch(r"round[ _=-]?(\d)", wanted):
+        found = [step for part in ROUNDS if part.number == int(number[1]) for step in part.steps]
     else:
-        found = [s for s in STEPS if s.id.lower() == wanted]
-        found = found or [s for s in STEPS if wanted in s.id.lower().split(".")]
-        found = found or [s for s in STEPS if len(wanted) > 2 and wanted in s.id.lower()]
+        found = [s for s in ALL_STEPS if s.id.lower() == wanted]
+        found = found or [s for s in ALL_STEPS if wanted in s.id.lower().split(".")]
+        found = found or [s for s in ALL_STEPS if len(wanted) > 2 and wanted in s.id.lower()]
     if found:
         return found
-    words = [word for step in STEPS for word in (step.id, *re.findall("[A-Z]?[a-z]+|[A-Z]+", step.id))]
+    words = [word for step in ALL_STEPS for word in (step.id, *re.findall("[A-Z]?[a-z]+|[A-Z]+", step.id))]
     raise UserError(
         f"there is no step {text!r}{nearest(text, words)} (a step is a name such as GPT.forward or forward, "
-        f"a number from 1 to {len(STEPS)}, or phase1 to phase{len(PHASES)})"
+        f"a number from 1 to {len(ALL_STEPS)}, phase1 to phase{len(ALL_PHASES)}, or round1 or round2)"
     )
 
 
@@ -112,6 +126,10 @@ def describe_report(report: Report, file: Path) -> str:
                 lines.append(f"  called by  {', '.join(callers[:6])}")
         lines.append("  next       python -m scripts.learn check")
         return "\n".join(lines)
+    if report.notes:
+        return (
+            "every function of the second round is written, and all of them together do what the program does"
+        )
     first, last = report.losses[0], sum(report.losses[-5:]) / 5
     return f"""trained    {len(report.losses)} steps; the loss went from {first:.3f} to {last:.3f} nats a byte
 wrote      {report.text!r} after {PROMPT!r}
@@ -123,14 +141,17 @@ Every function is written, and training runs to its end. What comes next:
   python -m scripts.learn check                       each function on its own, against the book's
   make train GPT=mine                                 five minutes on real text, with samples at the end
   bash scripts/local_cpu_own_gpt_transformer.sh       one step of the real program
-  python -m scripts.base_train --gpt=mine --help      everything else"""
+  python -m scripts.base_train --gpt=mine --help      everything else
+  make learn ROUND=2                                  the second round: write what trains it"""
 
 
-def describe_standing(standing: dict[str, Verdict | None], milestones: list[Milestone], file: Path) -> str:
-    """The five phases, the eighteen steps and the nine milestones."""
+def describe_standing(
+    standing: dict[str, Verdict | None], milestones: list[Milestone], file: Path, part: Round, first: int = 1
+) -> str:
+    """A round's phases and steps, and its milestones, counted from `first`."""
     lines = []
-    for phase, title in PHASES.items():
-        steps = [step for step in STEPS if step.phase == phase]
+    for phase, title in part.phases.items():
+        steps = [step for step in part.steps if step.phase == phase]
         states = {step.id: (standing[step.id] or {"status": "not judged"}) for step in steps}
         done = sum(state["status"] == "passed" for state in states.values())
         lines += ["", f"Phase {phase}: {title} ({done} of {len(steps)})"]
@@ -142,11 +163,10 @@ def describe_standing(standing: dict[str, Verdict | None], milestones: list[Mile
                 else ""
             )
             mistake = f"  {state['mistake']}" if state.get("mistake") else ""
-            lines.append(
-                f"  {STEPS.index(step) + 1:>2}  {state['status']:<11}  {step.id:<33}{place}{mistake}".rstrip()
-            )
+            number = ALL_STEPS.index(step) + 1
+            lines.append(f"  {number:>2}  {state['status']:<11}  {step.id:<33}{place}{mistake}".rstrip())
     lines += ["", "Milestones"]
-    for number, one in enumerate(milestones, 1):
+    for number, one in enumerate(milestones, first):
         words = f"reached {one.since}" if one.reached else f"not yet: {one.reason}"
         if one.since and not one.reached:
             words = f"was reached {one.since}; not by the file as it is: {one.reason}"
@@ -159,6 +179,7 @@ class Session:
 
     def __init__(self, shop: Workshop) -> None:
         self.shop = shop
+        self.second = Workshop(shop.folder, SECOND_ROUND, shop.notes)
         self.court: Judge | None = None
         self.unjudged: dict[str, Verdict] = {}  # why there is no verdict on a step
 
@@ -167,45 +188,60 @@ class Session:
         if self.court is not None:
             self.court.close()
 
+    def shop_of(self, step: Step) -> Workshop:
+        """The round that a step belongs to, as a workshop."""
+        return self.second if round_of(step) is SECOND_ROUND else self.shop
+
+    def begun(self) -> list[Workshop]:
+        """The rounds that have a file."""
+        return [shop for shop in (self.shop, self.second) if shop.file.is_file()]
+
     def judge(self, steps: Sequence[Step], file: Path | None = None) -> Iterator[Verdict]:
-        """Judge steps of the learner's file and remember the verdicts, or of another file and do not."""
+        """Judge steps of the learner's files and remember the verdicts, or of another file and do not."""
         if self.court is None:
             self.court = Judge()
-        path = file or self.shop.file
-        for verdict in self.court.judge(shown(path), [step.id for step in steps]):
-            given = verdict.to_json()
-            if path.resolve() == self.shop.file.resolve():
-                self.shop.record([given])
-                if given["status"] == "not judged":
-                    self.unjudged[given["step"]] = given
-            yield given
+        for shop in (self.shop, self.second):
+            path, chosen = file or shop.file, [step.id for step in steps if step in shop.round.steps]
+            for verdict in self.court.judge(shown(path), chosen) if chosen else ():
+                given = verdict.to_json()
+                if path.resolve() == shop.file.resolve():
+                    shop.record([given])
+                    if given["status"] == "not judged":
+                        self.unjudged[given["step"]] = given
+                yield given
 
-    def outdated(self) -> list[Step]:
-        """The written steps whose verdict no longer holds, or was never given."""
-        try:
-            standing = self.shop.standing()
-        except Unjudgeable:
-            return []
-        return [step for step in STEPS if standing[step.id] is None]
+    def outdated(self, shop: Workshop | None = None) -> list[Step]:
+        """The written steps, of one round or all that are begun, whose verdict no longer holds."""
+        found: list[Step] = []
+        for one in [shop] if shop else self.begun():
+            try:
+                standing = one.standing()
+            except Unjudgeable:
+                continue
+            found += [step for step in one.round.steps if standing[step.id] is None]
+        return found
 
-    def start_rehearsal(self, trace: bool = False, quiet: bool = True) -> Callable[[], Report]:
+    def start_rehearsal(
+        self, trace: bool = False, quiet: bool = True, shop: Workshop | None = None
+    ) -> Callable[[], Report]:
         """Begin a rehearsal; what is returned waits for its end, remembers the report and returns it."""
-        key = self.shop.rehearsal_key()
-        running = Rehearsal.start(self.shop.file.resolve(), trace=trace, quiet=quiet)
+        shop = shop or self.shop
+        key, second = shop.rehearsal_key(), shop is self.second
+        running = Rehearsal.start(shop.file.resolve(), trace=trace, quiet=quiet, second=second)
 
         def finish() -> Report:
             report = running.finish()
-            self.shop.record_rehearsal(report, key)
+            shop.record_rehearsal(report, key)
             return report
 
         return finish
 
     def catch_up(self) -> None:
-        """Judge what is outdated, and rehearse if the file has changed since the last time."""
-        finish = self.start_rehearsal() if self.shop.rehearsal() is None else None
+        """Judge what is outdated, and rehearse where a file has changed since the last time."""
+        waiting = [self.start_rehearsal(shop=shop) for shop in self.begun() if shop.rehearsal() is None]
         for _ in self.judge(changed) if (changed := self.outdated()) else ():
             pass
-        if finish is not None:
+        for finish in waiting:
             finish()
 
     def tell_notes(self) -> None:
@@ -221,6 +257,7 @@ class Run:
     no_trace: bool = flag(False, "do not print every call of the model")
     then_train: bool = flag(False, "status 0 wherever the training runs to its end")
     any_answer: bool = flag(False, "status 0 whatever the answer is")
+    round: int = flag(0, "1 the model, 2 what trains it; 0: 2 if it is begun and 1 complete")
 
 
 def run(session: Session, args: Run) -> int:
@@ -229,23 +266,44 @@ def run(session: Session, args: Run) -> int:
     return 0 if args.any_answer else code
 
 
+def round_to_run(session: Session, args: Run) -> Workshop:
+    """The round that a run is about. Raises UserError for a number that is none."""
+    if args.round not in (0, 1, 2):
+        raise UserError(f"--round={args.round}: 1 is the model, 2 what trains it")
+    if args.round or args.then_train:
+        return session.second if args.round == 2 else session.shop
+    complete = (
+        session.shop.file.is_file()
+        and session.second.file.is_file()
+        and all(
+            verdict and verdict["status"] == "passed" for verdict in readable_standing(session.shop).values()
+        )
+    )
+    return session.second if complete else session.shop
+
+
 def rehearse_and_judge(session: Session, args: Run) -> int:
     """What `run` does; 1 where something is missing or wrong."""
-    if session.shop.create():
-        print(f"{shown(session.shop.file)} is yours now: the model's skeleton. It is never overwritten.")
-    report = session.start_rehearsal(trace=not args.no_trace, quiet=False)()
-    print("\n" + describe_report(report, session.shop.file), flush=True)
+    shop = round_to_run(session, args)
+    second = shop is session.second
+    if shop.create():
+        what = "the second round's skeleton" if second else "the model's skeleton"
+        print(f"{shown(shop.file)} is yours now: {what}. It is never overwritten.")
+    report = session.start_rehearsal(trace=not args.no_trace and not second, quiet=False, shop=shop)()
+    if report.notes:
+        print("\n".join(["", *(f"ran        {note}" for note in report.notes)]))
+    print("\n" + describe_report(report, shop.file), flush=True)
     try:
-        skeleton, learner = read_source(SKELETON), read_source(session.shop.file)
-        changed = [step for step in session.outdated() if not as_in(skeleton, learner, step)]
+        skeleton, learner = read_source(shop.skeleton), read_source(shop.file)
+        changed = [step for step in session.outdated(shop) if not as_in(skeleton, learner, step)]
     except Unjudgeable:
         changed = []
     verdicts = list(session.judge(changed)) if changed else []
     if verdicts:
         print("\nchecked    what has changed since the last time:")
     for verdict in sorted(verdicts, key=lambda verdict: verdict["status"] == "passed"):
-        print(describe_verdict(verdict, session.shop.file))
-    standing = session.shop.standing() if report.stopped != "unreadable" else {}
+        print(describe_verdict(verdict, shop.file))
+    standing = shop.standing() if report.stopped != "unreadable" else {}
     failing = [name for name, v in standing.items() if v and v["status"] in ("failed", "error")]
     if failing:
         print(
@@ -255,7 +313,8 @@ def rehearse_and_judge(session: Session, args: Run) -> int:
         return 1
     if args.then_train:
         return 0
-    print(WHAT_NEXT)
+    if not second:
+        print(WHAT_NEXT)
     return 1 if failing else 0
 
 
@@ -275,15 +334,17 @@ class Check:
 
 
 def check(session: Session, args: Check) -> int:
-    """Judge the steps that are named, or all of them. 0: every one passes."""
-    steps = select(args.step) if args.step else list(STEPS)
-    file = Path(args.file) if args.file else session.shop.file
-    if not file.is_file():
-        wanted = "--file wants a Python file" if args.file else "make learn puts a skeleton there"
-        raise UserError(f"{shown(file)} {'is no file' if file.exists() else 'does not exist'}; {wanted}")
+    """Judge the steps that are named, or all of the rounds that are begun. 0: every one passes."""
+    other = Path(args.file) if args.file else None
+    steps = select(args.step) if args.step else steps_of_file(other) if other else steps_begun(session)
+    for file in [other] if other else dict.fromkeys(session.shop_of(step).file for step in steps):
+        if not file.is_file():
+            wanted = "--file wants a Python file" if other else skeleton_comes(session, file)
+            raise UserError(f"{shown(file)} {'is no file' if file.exists() else 'does not exist'}; {wanted}")
     counts: Counter[str] = Counter()
     before = ""
-    for verdict in session.judge(steps, file):
+    for verdict in session.judge(steps, other):
+        file = other or session.shop_of(step_named(verdict["step"])).file
         if not args.json and not counts and session.court is not None and session.court.arrival.printed:
             print("import  the file printed:")
             print("\n".join(paragraph(session.court.arrival.printed, "        | ")))
@@ -299,6 +360,27 @@ def check(session: Session, args: Check) -> int:
     return 0 if counts["passed"] == len(steps) else 1
 
 
+def steps_begun(session: Session) -> list[Step]:
+    """The steps of all rounds that have a file; the first round's where none has."""
+    return [step for shop in session.begun() or [session.shop] for step in shop.round.steps]
+
+
+def steps_of_file(file: Path) -> list[Step]:
+    """The steps that another file is about: those of the round of which it has more."""
+    try:
+        source = read_source(file)
+        return list(
+            max(ROUNDS, key=lambda part: sum(source.find(s.id) is not None for s in part.steps)).steps
+        )
+    except Unjudgeable:
+        return list(STEPS)
+
+
+def skeleton_comes(session: Session, file: Path) -> str:
+    """Which command makes a learner's file."""
+    return f"make learn{' ROUND=2' if file == session.second.file else ''} puts a skeleton there"
+
+
 @dataclass(frozen=True)
 class Status:
     """Compute and show phases, steps and milestones."""
@@ -308,31 +390,48 @@ class Status:
 
 def status(session: Session, args: Status) -> int:
     """Compute and show phases, steps and milestones."""
-    require_file(session)
+    require_some_file(session)
     session.catch_up()
-    standing = {
-        name: verdict or session.unjudged.get(name) for name, verdict in readable_standing(session).items()
-    }
-    milestones = session.shop.milestones()
+    standing: dict[str, Verdict | None] = {}
+    milestones: list[Milestone] = []
+    texts = []
+    for shop in session.begun():
+        own = {
+            name: verdict or session.unjudged.get(name) for name, verdict in readable_standing(shop).items()
+        }
+        reached = shop.milestones()
+        first = 1 + (len(MILESTONES) if shop is session.second else 0)
+        texts.append(describe_standing(own, reached, shop.file, shop.round, first))
+        standing |= own
+        milestones += reached
     if args.json:
         print(json.dumps({"steps": standing, "milestones": [asdict(one) for one in milestones]}, indent=1))
         return 0
     for verdict in list(session.unjudged.values())[:1]:
         print(f"nothing is judged: {verdict['difference']}\n")
-    print(describe_standing(standing, milestones, session.shop.file))
+    print("\n\n".join(texts))
+    if session.second not in session.begun():
+        print(f"\nThe second round, {len(SECOND_ROUND.steps)} more steps, is not begun: make learn ROUND=2")
     return 0
 
 
-def require_file(session: Session) -> None:
+def require_some_file(session: Session) -> None:
     """Raise UserError if there is nothing to work on."""
-    if not session.shop.file.is_file():
-        raise UserError(f"{shown(session.shop.file)} does not exist; make learn puts a skeleton there")
+    if not session.begun():
+        require_file(session.shop)
 
 
-def readable_standing(session: Session) -> dict[str, Verdict | None]:
-    """The standing of all steps. Raises UserError if the file cannot be read."""
+def require_file(shop: Workshop) -> None:
+    """Raise UserError if a round has no file yet."""
+    if not shop.file.is_file():
+        again = "" if shop.round is FIRST_ROUND else " ROUND=2"
+        raise UserError(f"{shown(shop.file)} does not exist; make learn{again} puts a skeleton there")
+
+
+def readable_standing(shop: Workshop) -> dict[str, Verdict | None]:
+    """The standing of all steps of a round. Raises UserError if the file cannot be read."""
     try:
-        return session.shop.standing()
+        return shop.standing()
     except Unjudgeable as reason:
         raise UserError(str(reason)) from None
 
@@ -382,7 +481,7 @@ def solution(session: Session, args: Solution) -> int:
     """Show the book's version of a step that passes."""
     step = select_one(args.step)
     require_passed(session, step, "The book's version is shown")
-    book = read_source(BOOK_PATH)
+    book = read_source(home_of(step))
     section = section_of(step, ROOT / "lit")
     if section:
         print(f"{shown(section.path)}:{section.line}, {section.heading}\n")
@@ -401,8 +500,9 @@ def require_passed(session: Session, step: Step, what: str) -> None:
 
 def has_passed(session: Session, step: Step) -> bool:
     """Whether a step passes, judging it if its verdict is outdated."""
-    require_file(session)
-    verdict = readable_standing(session)[step.id]
+    shop = session.shop_of(step)
+    require_file(shop)
+    verdict = readable_standing(shop)[step.id]
     if verdict is None:
         verdict = next(iter(session.judge([step])))
     return bool(verdict["status"] == "passed")
@@ -423,26 +523,36 @@ class Diff:
 
 def diff(session: Session, args: Diff) -> int:
     """Compare the learner's functions with the skeleton's, or with the book's where they pass."""
-    require_file(session)
-    readable_standing(session)
-    learner, different = read_source(session.shop.file), False
-    for step in select(args.step) if args.step else STEPS:
-        if learner.find(step.id) is None:
-            print(f"{step.id} is not in {shown(session.shop.file)}")
-            continue
-        if as_in(read_source(SKELETON), learner, step):
-            if args.step:
-                print(f"{step.id} is as in the skeleton")
-            continue
-        other = BOOK_PATH if has_passed(session, step) else SKELETON
-        theirs, mine = lines_of(read_source(other), step), lines_of(learner, step)
-        names = f"{shown(other)}, {step.id}", f"{shown(session.shop.file)}, {step.id}"
-        lines = list(difflib.unified_diff(theirs, mine, *names, lineterm=""))
-        print("\n".join(lines) if lines else f"{step.id} is written as in the book, letter by letter")
-        different = True
-    if not different and not args.step:
-        print(f"{shown(session.shop.file)} is the skeleton")
+    if not args.step:
+        require_some_file(session)
+        for shop in session.begun():
+            if not [step for step in shop.round.steps if show_difference(session, step, quietly=True)]:
+                print(f"{shown(shop.file)} is the skeleton")
+        return 0
+    for step in select(args.step):
+        show_difference(session, step)
     return 0
+
+
+def show_difference(session: Session, step: Step, quietly: bool = False) -> bool:
+    """Print how a function differs, and return whether it is no longer the skeleton's."""
+    shop = session.shop_of(step)
+    require_file(shop)
+    readable_standing(shop)
+    learner, skeleton = read_source(shop.file), shop.skeleton
+    if learner.find(step.id) is None:
+        print(f"{step.id} is not in {shown(shop.file)}")
+        return False
+    if as_in(read_source(skeleton), learner, step):
+        if not quietly:
+            print(f"{step.id} is as in the skeleton")
+        return False
+    other = home_of(step) if has_passed(session, step) else skeleton
+    theirs, mine = lines_of(read_source(other), step), lines_of(learner, step)
+    names = f"{shown(other)}, {step.id}", f"{shown(shop.file)}, {step.id}"
+    lines = list(difflib.unified_diff(theirs, mine, *names, lineterm=""))
+    print("\n".join(lines) if lines else f"{step.id} is written as in the book, letter by letter")
+    return True
 
 
 @dataclass(frozen=True)
@@ -451,27 +561,31 @@ class Reset:
 
     step: str = flag("", WHICH_STEP, positional=True)
     all: bool = flag(False, "the whole file")
+    round: int = flag(1, "with --all: whose file, 1 the model's, 2 the second round's")
 
 
 def reset(session: Session, args: Reset) -> int:
     """Put the skeleton back for some steps, or altogether, after keeping a dated copy of the file."""
     if bool(args.step) == args.all:
         raise UserError("reset needs a STEP, or --all for the whole file")
-    require_file(session)
-    skeleton = read_source(SKELETON)
+    steps = [] if args.all else select(args.step)
+    shop = session.shop_of(steps[0]) if steps else session.second if args.round == 2 else session.shop
+    if any(round_of(step) is not shop.round for step in steps):
+        raise UserError(f"{args.step} is steps of both rounds, in two files; name one of them")
+    require_file(shop)
+    skeleton = read_source(shop.skeleton)
     if args.all:
         text, what = skeleton.text, "the whole file"
     else:
-        steps = select(args.step)
         try:
-            text = read_source(session.shop.file).text
+            text = read_source(shop.file).text
             for step in steps:
-                text = exchange(Source(shown(session.shop.file), text), skeleton, step)
+                text = exchange(Source(shown(shop.file), text), skeleton, step)
         except Unjudgeable as reason:
             raise UserError(f"{reason} (reset --all puts the whole skeleton back)") from None
         what = ", ".join(step.id for step in steps)
-    kept = session.shop.keep_a_copy()
-    write_atomically(session.shop.file, text)
+    kept = shop.keep_a_copy()
+    write_atomically(shop.file, text)
     print(f"{what} is as in the skeleton again; the file as it was is kept in {shown(kept)}")
     return 0
 
@@ -496,15 +610,18 @@ class Watch:
 
 
 def watch(session: Session, args: Watch) -> int:
-    """Check what has changed whenever the learner's file is saved, until Ctrl-C."""
-    require_file(session)
-    print(f"watching {shown(session.shop.file)}; Ctrl-C ends it", flush=True)
-    seen: object = None
+    """Check what has changed whenever a file of the learner's is saved, until Ctrl-C."""
+    require_some_file(session)
+    print(
+        f"watching {' and '.join(shown(shop.file) for shop in session.begun())}; Ctrl-C ends it", flush=True
+    )
+    seen: dict[int, object] = {}
     while True:
-        now = state_of(session.shop.file)
-        if now != seen and now is not None:
-            seen = now
-            look_again(session)
+        for shop in (session.shop, session.second):
+            now = state_of(shop.file)
+            if now != seen.get(shop.round.number) and now is not None:
+                seen[shop.round.number] = now
+                look_again(session, shop)
         session.tell_notes()
         time.sleep(args.interval)
 
@@ -518,17 +635,17 @@ def state_of(path: Path) -> tuple[int, int, int] | None:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def look_again(session: Session) -> None:
-    """Judge what is outdated, and say what is left."""
+def look_again(session: Session, shop: Workshop) -> None:
+    """Judge what is outdated in a round, and say what is left."""
     try:
-        session.shop.standing()
+        shop.standing()
     except Unjudgeable as reason:
         print(f"{reason}", flush=True)
         return
-    changed = session.outdated()
+    changed = session.outdated(shop)
     for verdict in session.judge(changed) if changed else ():
-        print(describe_verdict(verdict, session.shop.file), flush=True)
-    standing = readable_standing(session)
+        print(describe_verdict(verdict, shop.file), flush=True)
+    standing = readable_standing(shop)
     counts = Counter(verdict["status"] if verdict else "changed again" for verdict in standing.values())
     print(
         f"{time.strftime('%H:%M:%S')}  {', '.join(f'{n} {status}' for status, n in counts.most_common())}",

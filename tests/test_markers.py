@@ -50,6 +50,7 @@ ONCE = {
     "learning/test_learn_command.py": "judges as test_judge.py does",
     "learning/test_progress.py": "judges as test_judge.py does",
     "learning/test_scripted_learner.py": "judges as test_judge.py does",
+    "learning/test_second_round.py": "judges as test_judge.py does, and compares in fp32 on one thread",
 }
 
 

@@ -13,6 +13,7 @@ from tools.problems import Problem
 from tools.tangle import Output
 
 FOLDERS = ("nanochat", "scripts", "tasks")  # where the book writes, and nobody else does
+GATHERED = "skeleton"  # a block may also gather fragments here; what is written is derived: skeleton.py
 SUFFIXES = {
     "python": (".py",),
     "bash": (".sh",),
@@ -183,7 +184,7 @@ def wrong_target(path: str, language: str, root: Path) -> str | None:
         return "lies outside the project. Write a path below nanochat/, scripts/ or tasks/."
     if not all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", part) for part in parts):
         return "is not a plain path. Use letters, digits, '_', '-', '.', and '/' between them."
-    if parts[0] not in FOLDERS or len(parts) < 2:
+    if parts[0] not in (*FOLDERS, GATHERED) or len(parts) < 2:
         return (
             "is not product code. The book writes only below nanochat/, scripts/ and tasks/; tests and tools "
             "are plain files."

@@ -6,6 +6,9 @@ Every function whose fragment has todo= keeps its signature and docstring, and i
 The alternative, a skeleton written by hand, drifts from the book with the first change of a signature.
 Replacing a fragment that is a body by its lines alone would need no parser, but then each method is cut in
 two for the tool's sake. Python's own parser finds where a docstring ends.
+
+A file of the book usually leaves a skeleton of its own. A block may instead claim file=skeleton/NAME.py and
+gather fragments of several files there; these leave no other skeleton.
 """
 
 import ast
@@ -29,8 +32,11 @@ def skeletons(book: Book, outputs: dict[str, Output]) -> dict[str, Output]:
     derived: dict[str, Output] = {}
     landed: set[str] = set()
     problems: list[Problem] = []
+    gathered = {o.name for output in outputs.values() if is_gathered(output) for o in output.origins}
     for output in outputs.values():
         names = {origin.name for origin in output.origins} & todos.keys()
+        if not is_gathered(output):
+            names -= gathered
         if not names:
             continue
         wanted = {name: todos[name].fence.todo or "" for name in names}
@@ -55,6 +61,11 @@ def skeletons(book: Book, outputs: dict[str, Output]) -> dict[str, Output]:
     if problems:
         raise Refused(sorted(problems))
     return derived
+
+
+def is_gathered(output: Output) -> bool:
+    """Whether a block has claimed a file in the skeletons' folder itself."""
+    return PurePosixPath(output.path).parts[0] == FOLDER
 
 
 def derive(output: Output, todos: dict[str, str]) -> tuple[Output, set[str]]:

@@ -1,4 +1,4 @@
-"""Have a model file judged, in a process that may die of it. Imports no PyTorch."""
+"""Have a learner's file judged, in a process that may die of it. Imports no PyTorch."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from nanochat import system
-from nanochat.learning.hybrid import BOOK_PATH, Source, Unjudgeable, read_source
+from nanochat.learning.hybrid import Source, Unjudgeable, home_of, read_source
 from nanochat.learning.steps import STEPS, Step, step_named
 
 START_LIMIT = 120.0  # seconds a worker may take to import torch
@@ -157,13 +157,12 @@ def _explain_death(step: Step, path: str, code: int | None, last_words: str, lim
 class Judge:
     """Judges files in a worker process that is kept between calls. Use it in a `with`."""
 
-    def __init__(self, book_path: Path = BOOK_PATH, time_limit: float = 5.0, guarded: bool = False) -> None:
+    def __init__(self, time_limit: float = 5.0, guarded: bool = False) -> None:
         """time_limit: seconds on the processor that one step, or the import of the file, may take.
 
         guarded: let the file start no process, write no file and read no solution.
         """
         self.guarded = guarded
-        self.book_path = book_path
         self.time_limit = time_limit
         self.arrival = Arrival()  # what happened when the last file was imported
         self._worker: _Worker | None = None
@@ -181,12 +180,11 @@ class Judge:
             self._worker = None
 
     def judge(self, source_path: Path | str, steps: Sequence[str] | None = None) -> Iterator[Verdict]:
-        """Yield a verdict for each step (default: all), as they come. Raises KeyError for an unknown one."""
+        """Yield a verdict for each step (default: the first round's). Raises KeyError for an unknown one."""
         chosen = [step_named(name) for name in steps] if steps is not None else list(STEPS)
         try:
             learner = read_source(Path(source_path))
             learner.parse()
-            book = read_source(self.book_path)
             self.arrival = self._import(Path(source_path).absolute())
         except Unjudgeable as reason:
             self.arrival = Arrival(str(reason))
@@ -194,7 +192,7 @@ class Judge:
             yield from (not_judged(step, self.arrival.says) for step in chosen)
             return
         for step in chosen:
-            yield self._judge_step(book, learner, step)
+            yield self._judge_step(read_source(home_of(step)), learner, step)
 
     def _import(self, path: Path) -> Arrival:
         """Have a file imported as it is. Raises Unjudgeable if nobody can tell what happened."""
@@ -239,11 +237,10 @@ def judge(
     source_path: Path | str,
     steps: Sequence[str] | None = None,
     time_limit: float = 5.0,
-    book_path: Path = BOOK_PATH,
 ) -> list[Verdict]:
-    """Judge a model file against the book's: one verdict for each step, all eighteen by default.
+    """Judge a model file against the book's: one verdict for each step, the first round's by default.
 
     Never raises for anything the file contains. Raises KeyError for a step that does not exist.
     """
-    with Judge(book_path, time_limit) as court:
+    with Judge(time_limit) as court:
         return list(court.judge(source_path, steps))

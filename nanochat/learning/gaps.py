@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nanochat.learning.steps import PHASES, STEPS, section_of, step_named
+from nanochat.learning.steps import ALL_PHASES, ALL_STEPS, round_of, section_of, step_named
 from nanochat.models import ROOT, Frame, shown
 
 
@@ -17,9 +17,10 @@ def explain_gap(todo: str, gap: Frame, path: Path) -> str:
         return f"NotImplementedError: {todo}\n\n  write      {place}, in your own {gap.function}"
     section = section_of(step, ROOT / "lit")
     where = f'{shown(section.path)}:{section.line}, "{section.heading}"' if section else step.chapter
+    number, last = (ALL_STEPS.index(one) + 1 for one in (step, round_of(step).steps[-1]))
     return f"""NotImplementedError: {todo}
 
-  missing    {step.id}, step {STEPS.index(step) + 1} of {len(STEPS)}, phase {step.phase}: {PHASES[step.phase]}
+  missing    {step.id}, step {number} of {last}, phase {step.phase}: {ALL_PHASES[step.phase]}
   why now    {step.why}
   read       {where}
   write      {place}

@@ -11,9 +11,11 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 from nanochat.common import UserError
+from nanochat.learning.steps import Step
 from nanochat.models import decode
 
-BOOK_PATH = Path(__file__).resolve().parents[1] / "normans_gpt.py"
+PACKAGE = Path(__file__).resolve().parents[1]
+BOOK_PATH = PACKAGE / "normans_gpt.py"
 LAZY_ANNOTATIONS = "from __future__ import annotations"  # so that no name is needed for an annotation alone
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -63,6 +65,11 @@ class Source:
         if node is None or node.end_lineno is None:
             raise KeyError(step_id)
         return min([node.lineno, *(d.lineno for d in node.decorator_list)]), node.end_lineno
+
+
+def home_of(step: Step) -> Path:
+    """The file of the book that has the book's version of a step."""
+    return PACKAGE / f"{step.home}.py"
 
 
 def find(tree: ast.Module, step_id: str) -> Function | None:
@@ -129,6 +136,7 @@ def check_signature(learner: Source, book: Source, step_id: str) -> None:
             "plain method; remove the decorator"
         )
     by_name = {a.arg for a in mine.args.kwonlyargs} & {name for name, _ in there}
+    by_name -= {a.arg for a in wanted.args.kwonlyargs}
     if by_name:
         raise Unjudgeable(
             f"{learner.path}:{mine.lineno}: {step_id} takes {', '.join(sorted(by_name))} by name alone, "
@@ -240,7 +248,7 @@ def graft(book: Source, learner: Source, step_ids: Iterable[str]) -> ModuleType:
     Tracebacks from the learner's functions name the learner's file and lines. Raises whatever the learner's
     own imports and constants raise.
     """
-    tree, learners = book.parse(), learner.parse()
+    tree, learners = without_registrations(book.parse()), learner.parse()
     grafted: list[ast.stmt] = []
     names: set[str] = set()
     for step_id in step_ids:
@@ -269,8 +277,21 @@ def graft(book: Source, learner: Source, step_ids: Iterable[str]) -> ModuleType:
 
 
 def load(source: Source) -> ModuleType:
-    """A model file as it is, as a fresh module."""
-    return _run(compile(source.text, source.path, "exec", dont_inherit=True))
+    """A module of the book's as it is, as a fresh module."""
+    return _run(compile(without_registrations(source.parse()), source.path, "exec", dont_inherit=True))
+
+
+def without_registrations(tree: ast.Module) -> ast.Module:
+    """The tree less what makes operators known to PyTorch, which takes each name once in a process."""
+
+    def registers(node: ast.expr) -> bool:
+        return isinstance(node, ast.Call) and ast.unparse(node.func).startswith("torch.library.")
+
+    tree.body = [s for s in tree.body if not (isinstance(s, ast.Expr) and registers(s.value))]
+    for statement in tree.body:
+        if isinstance(statement, Function):
+            statement.decorator_list = [d for d in statement.decorator_list if not registers(d)]
+    return tree
 
 
 def _run(code: CodeType) -> ModuleType:

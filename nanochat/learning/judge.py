@@ -1,4 +1,4 @@
-"""Judge the eighteen functions of a learner's file, one by one, and say which mistake each looks like."""
+"""Judge the functions of a learner's file, one by one, and say which mistake each looks like."""
 
 import ast
 import contextlib
@@ -36,6 +36,7 @@ from nanochat.learning.hybrid import (
 from nanochat.learning.mistakes import DoesNotApply, Mistake, make, mistakes_of, recognize_variant
 from nanochat.learning.probes import (
     NO_GRADIENT,
+    PROBES,
     RETURN_MISTAKES,
     TWICE,
     Near,
@@ -44,10 +45,12 @@ from nanochat.learning.probes import (
     describe,
     observe,
 )
+from nanochat.learning.second_probes import SECOND_PROBES
 from nanochat.learning.steps import Step, step_named
 
 __all__ = ["Judge", "Verdict", "judge", "judge_here"]
 
+ALL_PROBES = {**PROBES, **SECOND_PROBES}
 SEARCH_LIMIT = 2.5  # seconds to spend on pairs of mistakes
 MEMORY_LIMIT = 8 * 2**30  # bytes a worker may fill
 FILE_LIMIT = 2**28  # bytes of one file that a worker may write
@@ -218,7 +221,7 @@ class Finding:
 @cache
 def expected_of(book: Source, step_id: str) -> Evidence:
     """What the book's own function shows."""
-    return list(observe(step_id, load(book), book.path))
+    return list(observe(ALL_PROBES[step_id], step_id, load(book), book.path))
 
 
 def compare_evidence(expected: Evidence, seen: Evidence, tolerance: float) -> Difference | None:
@@ -245,7 +248,8 @@ def look(book: Source, learner: Source, step: Step) -> Finding:
         evidence, postponed = _postpone(learner, step, expected, _try(book, learner, step, ()))
         difference = compare_evidence(expected, evidence, step.tolerance)
         if difference is not None and _may_be_a_question_of_names(evidence):
-            names = dict.fromkeys([*step.companions, *([] if step.id == "GPTConfig" else ["GPTConfig"])])
+            configured = step.home == "normans_gpt" and step.id != "GPTConfig"
+            names = dict.fromkeys([*step.companions, *(["GPTConfig"] if configured else [])])
             friends = [name for name in names if _is_usable(book, learner, name)]
             for chosen in dict.fromkeys([*((name,) for name in friends), tuple(friends)]):
                 if not chosen:
@@ -284,7 +288,7 @@ def _try(book: Source, learner: Source, step: Step, companions: tuple[str, ...])
         raise Unjudgeable(
             f"{learner.path}: the imports and constants that {step.id} uses do not run: {text}"
         ) from error
-    return list(observe(step.id, module, learner.path))
+    return list(observe(ALL_PROBES[step.id], step.id, module, learner.path))
 
 
 def _is_usable(book: Source, learner: Source, name: str) -> bool:
@@ -312,7 +316,8 @@ class _Remembered:
     def __init__(self, book: Source, mistakes: tuple[Mistake, ...]) -> None:
         wrong = make(mistakes, book)
         self.made: Evidence = []
-        self.rest = observe(mistakes[0].step, load(wrong), wrong.path)
+        step_id = mistakes[0].step
+        self.rest = observe(ALL_PROBES[step_id], step_id, load(wrong), wrong.path)
 
     def __iter__(self) -> Iterator[tuple[str, Seen]]:
         index = 0

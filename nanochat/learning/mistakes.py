@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.learning.hybrid import Function, Source
-from nanochat.learning.steps import STEPS
+from nanochat.learning.steps import ALL_STEPS
 
 FOLDER = Path(__file__).resolve().parents[2] / "lit" / "mistakes"
 
@@ -85,7 +85,7 @@ def make(mistakes: Sequence[Mistake], book: Source) -> Source:
 def tables(files: dict[str, Any]) -> str:
     """The names of all mistakes as a table. files: what each file of FOLDER holds, by its step's name."""
     lines, total = ["| step | names | |", "|---|---:|---|"], 0
-    for step in STEPS:
+    for step in ALL_STEPS:
         names = dict.fromkeys(entry["name"] for entry in files[step.id]["mistake"])
         lines.append(f"| `{step.id}` | {len(names)} | {', '.join(names)} |")
         total += len(names)

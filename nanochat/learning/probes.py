@@ -97,13 +97,25 @@ RETURN_MISTAKES = {
     "several-things-returned": "Several things are returned together where callers expect one tensor.",
     "a-python-number-returned": "A plain number is returned: it has left PyTorch and carries no gradient.",
     "a-numpy-array-returned": "A NumPy array is returned: it has left PyTorch and carries no gradient.",
-    "a-list-returned": "All tokens are made before the first is handed over; callers read as it grows.",
+    "a-list-returned": "All are made before the first is handed over; callers read as they are made.",
+    "a-tensor-returned": "A tensor is returned where a plain number was wanted; it keeps its graph alive.",
     "a-function-returned": "A function is returned, not what it gives: it was not called.",
 }
 
 
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(v, Tensor) for v in value)
+def _is_many(value: Any) -> bool:
+    return isinstance(value, tuple | list)
+
+
+def _are_tensors(count: int, value: Any) -> bool:
+    return _is_many(value) and len(value) == count and all(isinstance(v, Tensor) for v in value)
+
+
+_is_pair = partial(_are_tensors, 2)
+
+
+def _are_pairs(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_many(pair) and len(pair) == 2 for pair in value)
 
 
 WITH_FORWARD = ("CausalSelfAttention", "MLP", "Block", "GPT")
@@ -121,7 +133,20 @@ RETURNS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         ),
     ),
     "GPT.estimate_flops": ("a number", lambda value: isinstance(value, int | float | Tensor)),
+    **{
+        name: ("one tensor", lambda value: isinstance(value, Tensor))
+        for name in ("cross_entropy", "orthogonalize", "accumulate_gradients", "sample_next")
+    },
+    "learn_merges": ("a list of pairs of numbers", _are_pairs),
+    "encode": ("a list of numbers", lambda value: isinstance(value, list) and not any(map(_is_many, value))),
+    "batches": ("a generator", lambda value: isinstance(value, Iterator)),
+    "loss_and_gradients": ("the loss and two gradients, three tensors,", partial(_are_tensors, 3)),
+    "Schedule.multiplier": ("a number", lambda value: isinstance(value, int | float | Tensor)),
+    "losses_and_bytes": ("a list of four numbers", lambda value: _is_many(value) and len(value) == 4),
+    "KVCache.insert_kv": ("two tensors, the keys and the values,", _is_pair),
+    "step": ("the loss as a plain number", lambda value: isinstance(value, float)),
 }
+NO_TENSORS = ("learn_merges", "encode", "batches", "Schedule.multiplier", "losses_and_bytes", "step")
 
 
 def watch_returns(m: ModuleType, step_id: str) -> None:
@@ -148,9 +173,13 @@ def _name_of_return(step_id: str, value: Any) -> str:
     if value is None:
         return "nothing-returned"
     if isinstance(value, tuple | list):
-        if step_id == "GPT.generate":
+        if step_id in ("GPT.generate", "batches"):
             return "a-list-returned"
         return "several-things-returned" if any(isinstance(one, Tensor) for one in value) else ""
+    if isinstance(value, Tensor) and step_id == "step":
+        return "a-tensor-returned"
+    if step_id in NO_TENSORS:
+        return ""
     if isinstance(value, bool | int | float):
         return "a-python-number-returned"
     if hasattr(value, "shape") and not isinstance(value, Tensor):
@@ -158,10 +187,10 @@ def _name_of_return(step_id: str, value: Any) -> str:
     return "a-function-returned" if callable(value) and hasattr(value, "__name__") else ""
 
 
-def observe(step_id: str, module: ModuleType, path: str = "") -> Iterator[tuple[str, Seen]]:
+def observe(probe: Probe, step_id: str, module: ModuleType, path: str = "") -> Iterator[tuple[str, Seen]]:
     """Run case after case, as they are asked for: name, and what was seen. An exception is seen too."""
     watch_returns(module, step_id)
-    for case in PROBES[step_id](module):
+    for case in probe(module):
         torch.manual_seed(0)
         try:
             seen = case.run()

@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 from nanochat.common import base_dir, write_atomically
 from nanochat.learning.hybrid import Source, Unjudgeable, find, is_unwritten, read_source
 from nanochat.learning.report import Report
-from nanochat.learning.steps import STEPS, Step, step_named
+from nanochat.learning.steps import ALL_STEPS, FIRST_ROUND, SECOND_ROUND, STEPS, Round, Step, step_named
 from nanochat.models import ROOT, shown
 
 SKELETON = ROOT / "skeleton" / "normans_gpt.py"
@@ -44,6 +44,12 @@ MILESTONES = (
     "Generation Works",
     "Matches Reference",
 )
+SECOND_STATIONS = {
+    "Same Ids": "tokenizer",
+    "Trains Like the Book": "match",
+    "Same Tokens": "cache",
+    "Goes On After a Stop": "resume",
+}
 LOG_BEGINS = """# Learning log
 
 When a step passes for the first time, an entry is added at the end, with the questions that belong to it.
@@ -65,15 +71,16 @@ def fingerprint_of_the_judge() -> str:
     """A checksum of everything but the learner's file that a verdict or a rehearsal depends on."""
     package = ROOT / "nanochat"
     files = [*sorted((package / "learning").glob("*.py")), *sorted((ROOT / "lit/mistakes").glob("*.toml"))]
-    files += [package / f"{name}.py" for name in ("normans_gpt", "loss", "muon", "sampling", "models")]
+    homes = {f"{step.home}.py" for step in ALL_STEPS if "/" not in step.home}
+    files += [package / name for name in sorted(homes | {"loss.py", "models.py"})]
     return checksum(importlib.metadata.version("torch"), *(path.read_bytes() for path in files))
 
 
-def keys_of(learner: Source) -> dict[str, str]:
+def keys_of(learner: Source, steps: Sequence[Step] = STEPS) -> dict[str, str]:
     """For each step a checksum of what its verdict depends on. Raises Unjudgeable for a file with errors."""
     tree = learner.parse()
     functions: dict[str, str] = {}
-    for step in STEPS:
+    for step in steps:
         node = find(tree, step.id)
         functions[step.id] = ast.dump(node) if node is not None else "missing"
         if node is not None:
@@ -83,9 +90,11 @@ def keys_of(learner: Source) -> dict[str, str]:
     rest = ast.dump(tree)
     return {
         step.id: checksum(
-            fingerprint_of_the_judge(), rest, *(functions[name] for name in (step.id, *step.companions))
+            fingerprint_of_the_judge(),
+            rest,
+            *(functions[name] for name in (step.id, *step.companions) if name in functions),
         )
-        for step in STEPS
+        for step in steps
     }
 
 
@@ -97,15 +106,21 @@ FORMAT = 1
 
 @dataclass
 class Workshop:
-    """The learner's folder: the file, the log, and what is remembered about them."""
+    """The learner's folder for one round: the file, the log, and what is remembered about them."""
 
     folder: Path
+    round: Round = FIRST_ROUND
     notes: list[str] = field(default_factory=list)  # what a person should be told
 
     @property
     def file(self) -> Path:
-        """The learner's model."""
-        return self.folder / "normans_gpt.py"
+        """The learner's model, or the second round's file."""
+        return self.folder / self.round.file
+
+    @property
+    def skeleton(self) -> Path:
+        """What the file begins as."""
+        return SKELETON.with_name(self.round.file)
 
     @property
     def log(self) -> Path:
@@ -122,7 +137,7 @@ class Workshop:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with self.file.open("xb") as file:
-                file.write(SKELETON.read_bytes())
+                file.write(self.skeleton.read_bytes())
         except FileExistsError:
             return False
         return True
@@ -133,7 +148,7 @@ class Workshop:
         kept.mkdir(parents=True, exist_ok=True)
         stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
         for number in itertools.count(1):
-            path = kept / f"normans_gpt-{stamp}{f'-{number}' if number > 1 else ''}.py"
+            path = kept / f"{self.file.stem}-{stamp}{f'-{number}' if number > 1 else ''}.py"
             with contextlib.suppress(FileExistsError), path.open("xb") as file:
                 file.write(self.file.read_bytes())
                 return path
@@ -177,9 +192,9 @@ class Workshop:
         Raises Unjudgeable if the file cannot be read.
         """
         learner = read_source(self.file)
-        keys, ledger = keys_of(learner), self.recall()
+        keys, ledger = keys_of(learner, self.round.steps), self.recall()
         found: dict[str, Verdict | None] = {}
-        for step in STEPS:
+        for step in self.round.steps:
             node, entry = learner.find(step.id), ledger["steps"].get(step.id)
             if node is not None and is_unwritten(node):
                 found[step.id] = unwritten(step, node.lineno)
@@ -199,7 +214,7 @@ class Workshop:
         given = [verdict for verdict in verdicts if verdict["status"] != "not judged"]
         try:
             learner = read_source(self.file)
-            keys = keys_of(learner)
+            keys = keys_of(learner, self.round.steps)
         except Unjudgeable:
             return []  # they are all about that error, and nothing to keep
         logged, today, new = self.logged_dates(), date.today().isoformat(), []
@@ -245,6 +260,8 @@ class Workshop:
     def rehearsal(self) -> Report | None:
         """The report on the file as it is now, if one was made."""
         entry = self.recall()["rehearsal"]
+        if self.round is SECOND_ROUND:
+            entry = entry.get("second", {})
         if entry.get("key") != self.rehearsal_key():
             return None
         with contextlib.suppress(TypeError, KeyError):
@@ -261,7 +278,8 @@ class Workshop:
         """Remember a report on the file that had this key when the rehearsal began."""
 
         def change(ledger: Ledger) -> None:
-            ledger["rehearsal"] = {"key": key, "report": asdict(report)}
+            entry = {"key": key, "report": asdict(report)}
+            ledger["rehearsal"].update({"second": entry} if self.round is SECOND_ROUND else entry)
 
         self.remember(change)
 
@@ -276,7 +294,12 @@ class Workshop:
         return found
 
     def milestones(self) -> list[Milestone]:
-        """All nine, computed from the verdicts, the rehearsal and the runs on record; new dates are kept."""
+        """All of the round, computed from verdicts, rehearsal and runs on record; new dates are kept."""
+        if self.round is SECOND_ROUND:
+            report = self.rehearsal() or Report(says="no rehearsal of this file yet: make learn ROUND=2")
+            why = stopped_by(report)
+            stations = SECOND_STATIONS.items()
+            return self.dated({name: "" if at in report.reached else why for name, at in stations})
         try:
             standing = self.standing()
             missing = [step.id for step in STEPS if read_source(self.file).find(step.id) is None]
@@ -295,12 +318,17 @@ class Workshop:
         }
         if len(passed) < len(STEPS):
             reasons["Matches Reference"] = f"{len(passed)} of {len(STEPS)} steps pass"
+        return self.dated({name: reasons[name] for name in MILESTONES})
+
+    def dated(self, reasons: dict[str, str]) -> list[Milestone]:
+        """Milestones with their dates, from why each is not reached; an empty reason means that it is."""
         ledger, today = self.recall(), date.today().isoformat()
-        dates = {name: ledger["milestones"].get(name, today) for name in MILESTONES if not reasons[name]}
+        reached = [name for name, reason in reasons.items() if not reason]
+        dates = {name: ledger["milestones"].get(name, today) for name in reached}
         if not dates.items() <= ledger["milestones"].items():
             self.remember(lambda ledger: ledger["milestones"].update(dates))
         kept = {**ledger["milestones"], **dates}
-        return [Milestone(name, not reasons[name], kept.get(name), reasons[name]) for name in MILESTONES]
+        return [Milestone(name, not reason, kept.get(name), reason) for name, reason in reasons.items()]
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from nanochat.learning.report import (
     Report,
     Wrong,
 )
+from nanochat.learning.second_rehearsal import rehearse_second
 from nanochat.models import frames_in, gap_of, refuse_what_is_no_model
 from nanochat.step import Stepper, empty_model
 
@@ -187,8 +188,10 @@ def put_into_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def rehearse_file(path: Path, trace: Trace, tell: Callable[[Report], None] = lambda report: None) -> Report:
-    """Rehearse with the model in a file, in this process; `tell` is called at every stage. Never raises."""
+def rehearse_file(
+    path: Path, trace: Trace, tell: Callable[[Report], None] = lambda report: None, second: bool = False
+) -> Report:
+    """Rehearse with a learner's file, in this process; `tell` is called at every stage. Never raises."""
     report, began = Report(), time.perf_counter()
 
     def stage(name: str) -> None:
@@ -198,9 +201,11 @@ def rehearse_file(path: Path, trace: Trace, tell: Callable[[Report], None] = lam
 
     tell(report)
     try:
-        refuse_what_is_no_model(path)
-        module = import_watched(path)
-        rehearse(module, report, stage, trace)
+        if second:
+            rehearse_second(import_watched(path), report, stage)
+        else:
+            refuse_what_is_no_model(path)
+            rehearse(import_watched(path), report, stage, trace)
     except KeyboardInterrupt:
         raise
     except UserError as error:
@@ -244,7 +249,7 @@ def main() -> None:
             if not report.finished:
                 faulthandler.dump_traceback_later(float(sys.argv[4]), exit=True, file=notes)
 
-        rehearse_file(path, find_trace("--trace" in sys.argv), tell)
+        rehearse_file(path, find_trace("--trace" in sys.argv), tell, "--second" in sys.argv)
         sys.stdout.flush()
         os._exit(0)  # whatever threads the model has started do not matter any more
 

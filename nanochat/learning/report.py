@@ -44,6 +44,7 @@ class Report:
     reached: list[str] = field(default_factory=list)  # of "build", "forward", "backward", …, in this order
     losses: list[float] = field(default_factory=list)  # nats per byte, one for each training step
     book_losses: list[float] = field(default_factory=list)  # the book's model from the same seed
+    notes: list[str] = field(default_factory=list)  # what ran, a line for each station of the second round
     text: str = ""  # what generate wrote
     agreement: str = ""  # how the losses compare with the book's; empty until that is known
     stopped: str = ""  # empty, or "gap", "raised", "wrong", "died", "unreadable"
@@ -72,8 +73,13 @@ class Rehearsal:
     limit: float
 
     @classmethod
-    def start(cls, path: Path, trace: bool = False, quiet: bool = False, limit: float = 60.0) -> Self:
-        """Start one; its output goes where ours goes, or nowhere if `quiet`. limit: seconds for one stage."""
+    def start(
+        cls, path: Path, trace: bool = False, quiet: bool = False, limit: float = 60.0, second: bool = False
+    ) -> Self:
+        """Start one; its output goes where ours goes, or nowhere if `quiet`. limit: seconds for one stage.
+
+        second: play the second round's.
+        """
         folder = tempfile.TemporaryDirectory(prefix="rehearsal-")
         names = [str(Path(folder.name) / name) for name in ("report.json", "hang.txt")]
         process = subprocess.Popen(
@@ -81,6 +87,7 @@ class Rehearsal:
                 sys.executable,
                 *("-m", "nanochat.learning.rehearsal", str(path), *names, str(limit)),
                 *(["--trace"] if trace else []),
+                *(["--second"] if second else []),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL if quiet else None,

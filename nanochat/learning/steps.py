@@ -1,4 +1,4 @@
-"""The eighteen functions a learner rewrites, as data: place in the book, reason, three hints each."""
+"""The functions that a learner rewrites, as data: place in the book, reason, three hints each."""
 
 import re
 from dataclasses import dataclass
@@ -34,11 +34,18 @@ class Step:
     questions: tuple[str, ...] = ()  # those of the twelve design questions that belong here
     companions: tuple[str, ...] = ()  # functions that share attribute names with this one
     tolerance: float = 2e-5  # largest accepted difference, relative to the largest number expected
+    home: str = "normans_gpt"  # the module of nanochat that has the book's version
+    told_in: str = ""  # the chapter; empty for that of the phase
 
     @property
     def chapter(self) -> str:
         """File name of the chapter that explains the step."""
-        return CHAPTERS[self.phase]
+        return self.told_in or CHAPTERS[self.phase]
+
+    @property
+    def folded(self) -> bool:
+        """Whether the chapter folds the book's version: not where readers need it to read on."""
+        return self.home in ("normans_gpt", BY_HAND)
 
 
 INITIALIZATION = (
@@ -373,13 +380,321 @@ TRAINING_AND_GENERATION = (
 STEPS = (*INITIALIZATION, *FORWARD, *TRAINING_AND_GENERATION)
 
 
+SECOND_PHASES = {
+    6: "A table that learns",
+    7: "Text into batches",
+    8: "The loss",
+    9: "What moves the weights",
+    10: "What is done with a model",
+}
+BY_HAND = "learning/by_hand"
+HERE = "85-the-second-round.md"
+
+
+TABLE_TEXT_AND_LOSS = (
+    Step(
+        id="step",
+        phase=6,
+        title="One step of gradient descent",
+        fragment="take-a-step",
+        home="bigram",
+        told_in="03-a-table-of-what-follows-what.md",
+        why="The shortest training there is: a table, a loss, and one line that moves the table.",
+        hints=(
+            "What does backward() do to a gradient that is already there?",
+            "Three details: the gradient of one step must not be there in the next; the move itself is not "
+            "to be differentiated; and the table must stay the same tensor.",
+            "compute mean_loss\ngo backward from it\nwithout recording: subtract the rate times the gradient "
+            "from the table, in its place\ntake the gradient away\nreturn the loss as a plain number",
+        ),
+    ),
+    Step(
+        id="learn_merges",
+        phase=7,
+        title="Learn a tokenizer",
+        fragment="learn-merges",
+        home=BY_HAND,
+        told_in=HERE,
+        why="A table reads bytes. The model reads tokens, and which ones there are is learned from text.",
+        hints=(
+            "After the first merge, is the pair that was second before still the most frequent?",
+            "Counts must be made anew from the joined sequences for each merge. Only neighbours within a "
+            "chunk are a pair, and a chunk that occurs often counts often. min and max decide ties for you "
+            "if the key is a tuple.",
+            "turn each chunk into a list of bytes; keep equal ones once, with their number\nrepeat until "
+            "there are enough: count every pair of neighbours\nstop if there is none\nchoose the most "
+            "frequent; of equal ones the smallest\njoin it everywhere; its number is 256 plus the merges so "
+            "far\nremember it",
+        ),
+    ),
+    Step(
+        id="encode",
+        phase=7,
+        title="Encode with it",
+        fragment="encode-by-merges",
+        home=BY_HAND,
+        told_in=HERE,
+        why="The text has to become tokens before anything can be trained on it.",
+        hints=(
+            "Is it the longest token, the first in the text, or another one that must be made first?",
+            "Do what learning did: the merge with the smallest number that is possible anywhere comes first. "
+            "One join can make the next possible.",
+            "begin with the bytes\nlook for neighbours that are a merge\nif there are none, that is the "
+            "answer\njoin the one with the smallest number, everywhere\nlook again",
+        ),
+    ),
+    Step(
+        id="batches",
+        phase=7,
+        title="Batches from a stream",
+        fragment="cut-batches-from-a-stream",
+        home=BY_HAND,
+        told_in=HERE,
+        why="Training asks for inputs and targets of one size, and documents have all sizes.",
+        hints=(
+            "How many tokens does one batch of B rows and T columns need, inputs and targets together?",
+            "One token more than there are inputs. That last one has been a target; the next batch begins "
+            "with it as an input. Read a document only when the tokens at hand do not fill a batch.",
+            "keep a list of waiting tokens\nfor each document: add the sign that one begins, and its "
+            "tokens\nwhile there are enough: cut one block off\nhand out all but its last as inputs, all but "
+            "its first as targets, as B rows\nkeep the last one",
+        ),
+    ),
+    Step(
+        id="cross_entropy",
+        phase=8,
+        title="Cross-entropy by hand",
+        fragment="cross-entropy-by-hand",
+        home=BY_HAND,
+        told_in=HERE,
+        why="A model is trained by one number, and this is where it comes from.",
+        hints=(
+            "What is the exponential of 200 in float32, and what would the loss be?",
+            "Adding one number to all scores of a row changes no probability: choose it so that nothing "
+            "overflows. Leave rows without a target out before you average.",
+            "choose the rows that have a target\nsubtract each row's largest score\nthe logarithm of the sum "
+            "of exponentials, plus what was subtracted\nminus the target's score\nthe mean over the rows",
+        ),
+    ),
+    Step(
+        id="loss_and_gradients",
+        phase=8,
+        title="Loss and gradients in chunks",
+        fragment="loss-and-gradients-by-hand",
+        home=BY_HAND,
+        told_in=HERE,
+        why="The logits of a whole batch are too large to keep; so the loss computes its gradients itself.",
+        hints=(
+            "By how much does the loss change with the score of a token that is not the target?",
+            "The gradient by a capped score is its probability, minus one at the target. Three factors come "
+            "behind it: the slope of the cap, whether the row has a target, and one over the number of "
+            "targets in ALL rows.",
+            "count the targets of all rows\nfor each chunk: logits, squashed by tanh, capped, as log "
+            "probabilities\nadd the chunk's loss, over that count\ngradient by the capped logits: "
+            "probability minus one-hot\ntimes the slope of the cap, zero where nothing is asked, over that "
+            "count\nto x: times the weight; to the weight: its transpose times x, added up over the chunks",
+        ),
+    ),
+)
+
+
+OPTIMIZERS_AND_AFTER = (
+    Step(
+        id="update_adamw",
+        phase=9,
+        title="AdamW",
+        fragment="adamw-by-hand",
+        home=BY_HAND,
+        told_in=HERE,
+        why="Embedding and head move by AdamW: each number at a rate that suits its own gradients.",
+        hints=(
+            "At the very first step, what are the two running means worth, and what should they be?",
+            "A mean that begins at zero holds the share 1 - beta^t of what it should. Weight decay acts on "
+            "the weight, before the step, and in neither mean.",
+            "at the first call, two tensors of zeros and a count\ncount this step\nshrink p by rate times "
+            "decay\nmove the mean of the gradient, and that of its square\ndivide both by what they "
+            "lack\nsubtract rate times mean over (root of the other, plus eps)",
+        ),
+    ),
+    Step(
+        id="orthogonalize",
+        phase=9,
+        title="Newton–Schulz",
+        fragment="orthogonalize-by-newton-schulz",
+        home="muon",
+        told_in="40-optimization.md",
+        why="Muon asks for the direction of a matrix in which no singular value is overdone.",
+        hints=(
+            "What does X Xᵀ X do to the singular values of X, and what to its singular vectors?",
+            "The polynomial is meant for values up to 1, so divide by something that is never smaller than "
+            "the largest. For a tall matrix the product of the other order is the small one. K matrices come "
+            "at once, each with its own norm.",
+            "turn to the dtype\ntranspose each matrix if it is tall\ndivide each by its Frobenius norm, plus "
+            "a tiny number\nso many times: gram = X Xᵀ; X becomes a X + (b gram + c gram²) X\ntranspose back",
+        ),
+        tolerance=2e-4,
+    ),
+    Step(
+        id="Muon.step",
+        phase=9,
+        title="Muon",
+        fragment="step-all-matrices",
+        home="muon",
+        told_in="40-optimization.md",
+        why="The matrices of the blocks move by Muon.",
+        hints=(
+            "Why does a matrix with four times as many rows as columns take a step twice as long?",
+            "_momentum gives the direction of one parameter and keeps its buffer. orthogonalize takes a "
+            "stack of matrices. Parameters without a gradient stay where they are.",
+            "call the closure, with gradients, if there is one\nfor each group, for each parameter with a "
+            "gradient: its momentum\northogonalize it, by the group's number of steps\nscale: the rate times "
+            "the root of rows over columns, where that is above one\nsubtract from the parameter\nreturn "
+            "what the closure gave",
+        ),
+        companions=("orthogonalize",),
+        tolerance=2e-4,
+    ),
+    Step(
+        id="Schedule.multiplier",
+        phase=9,
+        title="The schedule",
+        fragment="multiply-every-rate",
+        home="step",
+        told_in="66-the-training-loop.md",
+        why="One rate for the whole run is too long at its end, when the noise of the steps shall die away.",
+        hints=(
+            "What would the first step of a warmup be, if its factor were 0?",
+            "done is the part that is over before this step; a warmup counts the step itself too. In the "
+            "fall, what is left of it goes from 1 to 0, and the factor from 1 to the final value.",
+            "before the end of the warmup: the part including this step, over the warmup, at most 1\nup to "
+            "the beginning of the warmdown: 1\nthen: what is left, over the warmdown; a mean of 1 and the "
+            "final value with that weight",
+        ),
+    ),
+    Step(
+        id="accumulate_gradients",
+        phase=9,
+        title="Gradient accumulation",
+        fragment="accumulate-gradients",
+        home="step",
+        told_in="66-the-training-loop.md",
+        why="A batch too large for the memory is computed in pieces, and must give the same gradient.",
+        hints=(
+            "backward() adds to what is there. What must each loss be divided by, so that the sum is a mean?",
+            "Take only as many batches as are asked for. What is returned is a number to be printed, so it "
+            "keeps no graph alive.",
+            "begin a total of zero, on the model's device\nso many times: the next batch; the model's loss; "
+            "go backward from its share; add its share, detached\nreturn the total",
+        ),
+    ),
+    Step(
+        id="losses_and_bytes",
+        phase=10,
+        title="Bits per byte",
+        fragment="count-losses-and-bytes",
+        home="loss_eval",
+        told_in="64-bits-per-byte.md",
+        why="What was trained has to be scored, on text that it has not seen, in a unit that others share.",
+        hints=(
+            "Which targets stand for no text at all, and in which of the four sums do they count?",
+            "A token of no bytes, and a target below 0, count neither in nats nor in bytes. A loss there may "
+            "be infinite, and zero times infinity is no number. steps = 0 takes all there is.",
+            "for each batch: the loss of each target, by loss_reduction none\nthe number of bytes of each "
+            "target, 0 where it is below 0\nadd the losses where bytes are above 0; add the bytes; count the "
+            "targets that are not below 0\nwanted: the steps times the targets of a batch\nend after so many "
+            "batches",
+        ),
+    ),
+    Step(
+        id="sample_next",
+        phase=10,
+        title="Temperature and top-k",
+        fragment="sample-next",
+        home="sampling",
+        told_in="50-generation.md",
+        why="A model gives probabilities; a text needs one token after the other.",
+        hints=(
+            "If two tokens tie for the last of the k places, which one stays?",
+            "Row i draws with rngs[i] and nothing else: one number from it says where on the line of all "
+            "probabilities the dart has hit. Both that tie stay. A temperature of 0 draws nothing.",
+            "refuse a temperature below 0 or not finite, a k below 1, scores that are no number\ntemperature "
+            "0: the first of the largest\nwith top_k: everything below the k-th largest value becomes minus "
+            "infinity\nsoftmax of scores over temperature\nfor each row: the first token whose cumulated "
+            "share exceeds a number drawn from the row's generator\nshape (B, 1)",
+        ),
+    ),
+    Step(
+        id="KVCache.insert_kv",
+        phase=10,
+        title="The key-value cache",
+        fragment="insert-keys-and-values",
+        home="engine",
+        told_in="50-generation.md",
+        why="Without a cache each new token computes all those before it once more.",
+        hints=(
+            "All layers store the same positions. Which of them may move the position on?",
+            "Check before you store. _store_like gives the memory, in the dtype of v, and _write puts both "
+            "in; each layer has a place for keys and one for values. What is returned is everything so far, "
+            "without a copy.",
+            "refuse keys and values of another shape than this cache is for\nrefuse more positions than "
+            "there is room for\nstore both behind what is there\nafter the last layer the position moves "
+            "on\nreturn this layer's keys and values up to the new end",
+        ),
+        companions=("KVCache.get_pos",),
+    ),
+    Step(
+        id="save",
+        phase=10,
+        title="A checkpoint to go on from",
+        fragment="save-by-hand",
+        home=BY_HAND,
+        told_in=HERE,
+        why="Runs are stopped, by people and by power cuts, and should lose nothing but time.",
+        hints=(
+            "A run that goes on is compared with one that was not stopped. What must be the same in both, "
+            "apart from the weights?",
+            "Optimizers have a memory of their own, and chance has a state. A file that is written in place "
+            "is neither the old nor the new one for a while; os.replace takes no time.",
+            "gather the states of model, all optimizers and the generator, and the step, under the names "
+            "that resume reads\nwrite them to another name in the same folder\nput that file in the place of "
+            "the old",
+        ),
+    ),
+)
+
+
+SECOND = (*TABLE_TEXT_AND_LOSS, *OPTIMIZERS_AND_AFTER)
+
+
+@dataclass(frozen=True)
+class Round:
+    """The steps that one file of the learner's holds."""
+
+    number: int
+    file: str
+    steps: tuple[Step, ...]
+    phases: dict[int, str]
+
+
+FIRST_ROUND = Round(1, "normans_gpt.py", STEPS, PHASES)
+SECOND_ROUND = Round(2, "second_round.py", SECOND, SECOND_PHASES)
+ROUNDS = (FIRST_ROUND, SECOND_ROUND)
+ALL_STEPS = (*STEPS, *SECOND)
+ALL_PHASES = {**PHASES, **SECOND_PHASES}
+
+
+def round_of(step: Step) -> Round:
+    """The round that a step belongs to."""
+    return SECOND_ROUND if step in SECOND else FIRST_ROUND
+
+
 def step_named(name: str) -> Step:
     """The step with this id; case and a missing class are forgiven where one step fits. Raises KeyError."""
-    for step in STEPS:
+    for step in ALL_STEPS:
         if step.id == name:
             return step
     wanted = name.lower().removesuffix("()")
-    fitting = [s for s in STEPS if wanted in (s.id.lower(), s.id.lower().rsplit(".", 1)[-1])]
+    fitting = [s for s in ALL_STEPS if wanted in (s.id.lower(), s.id.lower().rsplit(".", 1)[-1])]
     if len(fitting) != 1:
         raise KeyError(name)
     return fitting[0]

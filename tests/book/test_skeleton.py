@@ -109,6 +109,26 @@ def test_a_skeleton_nobody_derives_any_more_goes(project: Project) -> None:
     assert not project.path("skeleton/model.py").exists()
 
 
+GATHERED = """
+```python #gather file=skeleton/some.py
+\"\"\"Some of it.\"\"\"
+
+
+<<area>>
+```
+"""
+
+
+def test_a_block_may_gather_functions_of_several_files(project: Project) -> None:
+    project.write("lit/30-third.md", CHAPTER + GATHERED)
+    assert project.run("tangle").status == 0
+    some, rest = project.read("skeleton/some.py"), project.read("skeleton/model.py")
+    assert some.startswith('"""Some of it."""\n\n\ndef area(')
+    assert 'raise NotImplementedError("TODO: Implement area' in some
+    assert "return product" in rest  # it leaves its gap where it was gathered, and nowhere else
+    assert "TODO: Implement Box.__init__" in rest
+
+
 def test_todo_wants_a_whole_function(project: Project) -> None:
     project.write("lit/30-third.md", CHAPTER.replace("#multiply", '#multiply todo="Implement it"'))
     before = project.snapshot()

@@ -248,7 +248,8 @@ class Page:
 
     def switch(self) -> str:
         """What a chapter with functions to write says about them, once."""
-        count = sum(bool(f.todo) for f in self.weaver.book.in_chapter(f"lit/{self.path}"))
+        fragments = self.weaver.book.in_chapter(f"lit/{self.path}")
+        count = sum(bool(fragment.todo) and self.is_folded(fragment) for fragment in fragments)
         if not count:
             return ""
         return f'<div class="answers-switch" data-functions="{count}"></div>'
@@ -258,7 +259,7 @@ class Page:
     def fragment(self, fragment: Fragment) -> str:
         """A fragment with its bar above and its neighbours below."""
         code = self.code(fragment)
-        if fragment.todo or fragment.answer_to:
+        if self.is_folded(fragment):
             whose = fragment if fragment.todo else self.weaver.book[fragment.answer_to or ""]
             name = html.escape(whose.title)
             label = f"How the book writes <code>{name}</code>"
@@ -269,6 +270,11 @@ class Page:
             f'<div class="fragment" id="{fragment.anchor}">{self.bar(fragment)}'
             f"{self.your_turn(fragment)}{code}{self.foot(fragment)}</div>"
         )
+
+    def is_folded(self, fragment: Fragment) -> bool:
+        """Whether the code is an answer that a learner should not meet by chance."""
+        whose = fragment if fragment.todo else self.weaver.book.by_anchor.get(fragment.answer_to or "")
+        return whose is not None and (whose.step is None or whose.step.folded)
 
     def bar(self, fragment: Fragment) -> str:
         title = html.escape(fragment.title)

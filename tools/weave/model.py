@@ -70,6 +70,8 @@ class Step(Protocol):
     def hints(self) -> tuple[str, str, str]: ...
     @property
     def questions(self) -> tuple[str, ...]: ...
+    @property
+    def folded(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -186,10 +188,10 @@ def weave(root: Path, steps: Sequence[Step] | None = None) -> Woven:
 def learners_steps() -> Sequence[Step]:
     """The steps of the learner, in their order; none where the book does not have that part."""
     try:
-        from nanochat.learning.steps import STEPS
+        from nanochat.learning.steps import ALL_STEPS
     except ImportError:
         return ()
-    return STEPS
+    return ALL_STEPS
 
 
 def weave_book(book: Book, steps: Sequence[Step] = ()) -> Woven:
