@@ -98,7 +98,14 @@ def probe_encode(m: ModuleType) -> Iterator[Case]:
     yield Case("an empty chunk", partial(run, b""))
 
 
-DOCUMENTS = ([11, 12, 13, 14, 15], [21], [], [31, 32, 33, 34, 35, 36, 37, 38], [41, 42], [51, 52, 53, 54])
+DOCUMENTS: tuple[list[int], ...] = (
+    [11, 12, 13, 14, 15],
+    [21],
+    [],
+    [31, 32, 33, 34, 35, 36, 37, 38],
+    [41, 42],
+    [51, 52, 53, 54],
+)
 
 
 def probe_batches(m: ModuleType) -> Iterator[Case]:

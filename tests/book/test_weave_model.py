@@ -63,6 +63,7 @@ class AStep:
     why: str = "It is called."
     hints: tuple[str, str, str] = ("What?", "There.", "first this\nthen that")
     questions: tuple[str, ...] = ()
+    folded: bool = True
 
 
 def the(woven: Woven, name: str, number: int = 0) -> Fragment:

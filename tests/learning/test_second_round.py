@@ -111,8 +111,10 @@ def test_losses_and_gradients_are_those_of_autograd() -> None:
 def test_adamw_is_that_of_the_library() -> None:
     torch.manual_seed(2)
     mine, theirs = (torch.nn.Parameter(torch.ones(5, 3)) for _ in range(2))
-    settings = {"lr": 0.05, "betas": (0.8, 0.95), "eps": 1e-10, "weight_decay": 0.1}
-    both = by_hand.AdamW([mine], **settings), torch.optim.AdamW([theirs], **settings)
+    both = [
+        kind([p], lr=0.05, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.1)
+        for kind, p in ((by_hand.AdamW, mine), (torch.optim.AdamW, theirs))
+    ]
     for _ in range(6):
         mine.grad = torch.randn(5, 3)
         theirs.grad = mine.grad.clone()
