@@ -428,8 +428,8 @@ def _explains(
 
 
 def gist(message: str) -> str:
-    """What an exception is about: the names in quotes, or else its first words without numbers."""
-    quoted = re.findall(r"'([^']+)'", message)
+    """What an exception is about: the names in quotes, of files without their folders, or else its first words."""
+    quoted = [name.rpartition("/")[2] for name in re.findall(r"'([^']+)'", message)]
     return " ".join(quoted) if quoted else " ".join(re.sub(r"[^A-Za-z ]+", " ", message).split()[:6])
 
 

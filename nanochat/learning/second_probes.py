@@ -652,8 +652,8 @@ def probe_save(m: ModuleType) -> Iterator[Case]:
             before = path.read_bytes()
             with patch("torch.save", half), contextlib.suppress(OSError):
                 m.save(path, model, optimizers, 2)
-            whole = path.exists() and path.read_bytes() == before
-        return {"whether the older file is whole": whole}
+            kept = path.read_bytes() if path.exists() else None
+        return {"the older file": "whole" if kept == before else "gone" if kept is None else "damaged"}
 
     yield Case("a run that is stopped after 3 steps and goes on", goes_on)
     yield Case("two checkpoints under one name", twice)

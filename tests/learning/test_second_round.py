@@ -33,7 +33,7 @@ from tests.learning.rewriting import (
 
 REAL = (ROOT / "lit" / "30-the-forward-pass.md").read_text(encoding="utf-8")
 CHUNK = r" ?[^ \n]+|[ \n]+"
-CHUNKS = [chunk.encode() for chunk in re.findall(CHUNK, REAL)]
+CHUNKS = [chunk.encode() for chunk in re.findall(CHUNK, REAL[:12000])]
 IDS = [step.id for step in SECOND]
 
 
@@ -43,12 +43,12 @@ IDS = [step.id for step in SECOND]
 def test_merges_are_those_of_the_library_but_for_ties() -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    count = 60
+    count = 40
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=256 + count, initial_alphabet=alphabet, show_progress=False)
-    learner.train_from_iterator(re.findall(CHUNK, REAL), trainer)
+    learner.train_from_iterator(re.findall(CHUNK, REAL[:12000]), trainer)
     theirs = json.loads(learner.to_str())["model"]["merges"]
     shown = {byte: char for char, byte in _undisguised().items()}
     names = [shown[byte] for byte in range(256)]
@@ -82,11 +82,11 @@ def _bytes(merges: list[tuple[int, int]], n: int) -> bytes:
 
 
 def test_ids_are_those_of_tiktoken() -> None:
-    merges = by_hand.learn_merges(CHUNKS, 200)
-    tokens = [*(bytes([byte]) for byte in range(256)), *(_bytes(merges, n) for n in range(200))]
+    merges = by_hand.learn_merges(CHUNKS, 60)
+    tokens = [*(bytes([byte]) for byte in range(256)), *(_bytes(merges, n) for n in range(60))]
     ranks = {token: rank for rank, token in enumerate(tokens)}
     library = tiktoken.Encoding("x", pat_str=CHUNK, mergeable_ranks=ranks, special_tokens={})
-    other = (ROOT / "lit" / "62-tokenizer.md").read_text(encoding="utf-8")[:6000] + " naïve ΩΩ 🦉 aaaaaaa"
+    other = (ROOT / "lit" / "62-tokenizer.md").read_text(encoding="utf-8")[:3000] + " naïve ΩΩ 🦉 aaaaaaa"
     mine = [token for chunk in re.findall(CHUNK, other) for token in by_hand.encode(chunk.encode(), merges)]
     assert mine == library.encode_ordinary(other)
     assert by_hand.decode(mine, merges) == other
@@ -159,7 +159,7 @@ def test_every_mistake_is_named_although_every_other_function_is_wrong_too(step:
 @pytest.mark.parametrize("step", IDS)
 def test_no_other_step_is_blamed(step: str) -> None:
     assert verdict_on(SECOND_BOOK, step).status == "passed"
-    for number in range(0, max(len(mistakes_of(s)) for s in IDS), 4):
+    for number in range(0, max(len(mistakes_of(s)) for s in IDS), 6):
         others = [mistakes_of(s)[number % len(mistakes_of(s))] for s in IDS if s != step]
         verdict = verdict_on(with_mistakes(others, SECOND_BOOK), step)
         assert verdict.status == "passed", verdict
@@ -406,8 +406,12 @@ def test_a_learner_comes_through_the_second_round(
     monkeypatch.setenv("NANOCHAT_WORKSHOP", str(tmp_path / "workshop"))
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
     session = QuickSession(Workshop(tmp_path / "workshop"))
-    file, ran = session.second.file, -1
+    file, played = session.second.file, (0, 9)  # a rehearsal takes seconds
+    ran = -1
     for n, step in enumerate(SECOND):
+        if n not in played:
+            file.write_text(write_from_the_book(file.read_text(), step.id))
+            continue
         assert execute(["run", "--round=2"], session) == 1
         said = capsys.readouterr().out
         section = section_of(step, ROOT / "lit")
@@ -424,8 +428,7 @@ def test_a_learner_comes_through_the_second_round(
         assert "before you go on" not in said
         if n:
             assert f"passed  {SECOND[n - 1].id}" in said
-            if SECOND[n - 1].id not in ("orthogonalize", "accumulate_gradients"):
-                assert said.count("\nran        ") >= ran
+            assert said.count("\nran        ") > ran
         ran = said.count("\nran        ")
         file.write_text(write_from_the_book(file.read_text(), step.id))
     assert execute(["run", "--round=2"], session) == 0
@@ -437,6 +440,11 @@ def test_a_learner_comes_through_the_second_round(
     told = json.loads(capsys.readouterr().out)
     assert {verdict["status"] for verdict in told["steps"].values()} == {"passed"}
     assert [one["name"] for one in told["milestones"] if one["reached"]] == list(SECOND_STATIONS)
+    theirs = tmp_path / "theirs.py"  # as a teacher would
+    theirs.write_text(SECOND_BOOK.text)
+    assert execute(["check", "--json", f"--file={theirs}"], session) == 0
+    verdicts = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [verdict["step"] for verdict in verdicts] == IDS
     assert execute(["solution", "Muon.step"], session) == 0
     assert "lit/40-optimization.md" in capsys.readouterr().out
     session.close()
@@ -467,16 +475,6 @@ def test_both_rounds_are_shown_and_each_has_its_file(
     execute(["reset", "encode"], session)
     assert "kept/second_round-" in capsys.readouterr().out
     assert file.read_text() == before
-    session.close()
-
-
-def test_a_teacher_may_check_another_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    session = QuickSession(Workshop(tmp_path / "workshop"))
-    file = tmp_path / "theirs.py"
-    file.write_text(SECOND_BOOK.text)
-    assert execute(["check", "--json", f"--file={file}"], session) == 0
-    verdicts = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [verdict["step"] for verdict in verdicts] == IDS
     session.close()
 
 
