@@ -428,7 +428,7 @@ def _explains(
 
 
 def gist(message: str) -> str:
-    """What an exception is about: the names in quotes, of files without their folders, or else its first words."""
+    """What an exception is about: the names in quotes (files without folders), or else its first words."""
     quoted = [name.rpartition("/")[2] for name in re.findall(r"'([^']+)'", message)]
     return " ".join(quoted) if quoted else " ".join(re.sub(r"[^A-Za-z ]+", " ", message).split()[:6])
 
