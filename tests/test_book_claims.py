@@ -116,10 +116,7 @@ def test_attention_averages_the_error_of_rounded_tables_out(monkeypatch: pytest.
     assert ratio() < 0.7
     monkeypatch.setattr(F, "scaled_dot_product_attention", seeing_only(length))
     assert 0.8 < ratio() < 1.25
-    says(
-        94,
-        "let each position see only the last $T$, and the error at eight times the length is that of",
-    )
+    says(10, "at far positions less than at near ones, is shown by tests")
 
 
 def travelled(steps: int, **how: Any) -> list[float]:
