@@ -22,7 +22,7 @@ from nanochat.flags import REQUIRED, flag, parse_command
 from nanochat.learning.court import Judge
 from nanochat.learning.gaps import explain_gap
 from nanochat.learning.grading import grade_folder, write_tables
-from nanochat.learning.hybrid import Source, Unjudgeable, home_of, read_source
+from nanochat.learning.hybrid import Source, Unjudgeable, home_of, read_source, round_of_file
 from nanochat.learning.progress import MILESTONES, Milestone, Verdict, Workshop
 from nanochat.learning.report import PROMPT, Rehearsal, Report
 from nanochat.learning.steps import (
@@ -336,7 +336,13 @@ class Check:
 def check(session: Session, args: Check) -> int:
     """Judge the steps that are named, or all of the rounds that are begun. 0: every one passes."""
     other = Path(args.file) if args.file else None
-    steps = select(args.step) if args.step else steps_of_file(other) if other else steps_begun(session)
+    steps = (
+        select(args.step)
+        if args.step
+        else list(round_of_file(other).steps)
+        if other
+        else steps_begun(session)
+    )
     for file in [other] if other else dict.fromkeys(session.shop_of(step).file for step in steps):
         if not file.is_file():
             wanted = "--file wants a Python file" if other else skeleton_comes(session, file)
@@ -363,17 +369,6 @@ def check(session: Session, args: Check) -> int:
 def steps_begun(session: Session) -> list[Step]:
     """The steps of all rounds that have a file; the first round's where none has."""
     return [step for shop in session.begun() or [session.shop] for step in shop.round.steps]
-
-
-def steps_of_file(file: Path) -> list[Step]:
-    """The steps that another file is about: those of the round of which it has more."""
-    try:
-        source = read_source(file)
-        return list(
-            max(ROUNDS, key=lambda part: sum(source.find(s.id) is not None for s in part.steps)).steps
-        )
-    except Unjudgeable:
-        return list(STEPS)
 
 
 def skeleton_comes(session: Session, file: Path) -> str:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from nanochat.common import UserError, write_atomically
 from nanochat.learning.court import Judge, Verdict
-from nanochat.learning.steps import STEPS
+from nanochat.learning.hybrid import round_of_file
+from nanochat.learning.steps import FIRST_ROUND, Round
 
 FILE_LIMIT = 300.0  # seconds by the clock for one file
-COLUMNS = ("file", "passed", "failed", "todo", "not judged", "mistakes", "why not judged", "seconds")
+COLUMNS = ("file", "round", "passed", "failed", "todo", "not judged", "mistakes", "why not judged", "seconds")
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Grade:
     verdicts: list[Verdict] = field(default_factory=list)
     seconds: float = 0.0
     stopped: str = ""
+    round: Round = FIRST_ROUND
 
     def row(self) -> dict[str, str]:
         """One line of the table, by column."""
@@ -37,7 +39,8 @@ class Grade:
         done = states.count("passed"), failed, states.count("todo")
         named = [f"{v.step}: {v.mistake}" for v in self.verdicts if v.mistake]
         reasons = dict.fromkeys(v.difference or "" for v in self.verdicts if v.status == "not judged")
-        values = (self.name, *done, len(STEPS) - sum(done), "; ".join(named))
+        left = len(self.round.steps) - sum(done)
+        values = (self.name, self.round.number, *done, left, "; ".join(named))
         why = "; ".join(filter(None, [*reasons, self.stopped]))
         return dict(zip(COLUMNS, map(str, (*values, why, round(self.seconds, 1))), strict=True))
 
@@ -52,16 +55,16 @@ def find_files(folder: Path) -> list[Path]:
 
 def grade_file(path: Path, name: str, limit: float = FILE_LIMIT) -> Grade:
     """Judge one file alone, in a copy. Never raises for what it contains."""
-    began, grade = time.monotonic(), Grade(name)
+    began, grade = time.monotonic(), Grade(name, round=round_of_file(path))
     with tempfile.TemporaryDirectory(prefix="grade-", ignore_cleanup_errors=True) as folder:
-        copy = Path(folder) / "normans_gpt.py"
+        copy = Path(folder) / grade.round.file
         try:
             shutil.copyfile(path, copy)
         except OSError as error:
             grade.stopped = f"it cannot be read: {error.strerror}"
             return grade
         with closing(Judge(guarded=True)) as court:
-            for verdict in court.judge(copy):
+            for verdict in court.judge(copy, [step.id for step in grade.round.steps]):
                 text = (verdict.difference or "").replace(str(copy), name)
                 grade.verdicts.append(Verdict(**{**verdict.to_json(), "difference": text or None}))
                 if time.monotonic() - began > limit:

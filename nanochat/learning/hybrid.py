@@ -11,7 +11,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 from nanochat.common import UserError
-from nanochat.learning.steps import Step
+from nanochat.learning.steps import FIRST_ROUND, ROUNDS, Round, Step
 from nanochat.models import decode
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -70,6 +70,15 @@ class Source:
 def home_of(step: Step) -> Path:
     """The file of the book that has the book's version of a step."""
     return PACKAGE / f"{step.home}.py"
+
+
+def round_of_file(path: Path) -> Round:
+    """The round of which a file has more functions; of an unreadable one what its name says, or the first."""
+    try:
+        source = read_source(path)
+        return max(ROUNDS, key=lambda part: sum(source.find(step.id) is not None for step in part.steps))
+    except Unjudgeable:
+        return next((part for part in ROUNDS if part.file == path.name), FIRST_ROUND)
 
 
 def find(tree: ast.Module, step_id: str) -> Function | None:

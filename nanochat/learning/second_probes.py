@@ -3,7 +3,6 @@
 import contextlib
 import math
 import random
-import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from nanochat.learning.arrival import folder_to_write_in
 from nanochat.learning.probes import NO_GRADIENT, SCORES, Case, Near, Probe, noise
 
 
@@ -589,13 +589,13 @@ def probe_insert(m: ModuleType) -> Iterator[Case]:
     yield Case("another number of rows", partial(refused, 1, 3, 1, 4))
 
 
-def two_optimizers() -> tuple[nn.Linear, list[torch.optim.Optimizer]]:
+def two_optimizers(m: ModuleType) -> tuple[nn.Linear, list[torch.optim.Optimizer]]:
     model = nn.Linear(4, 3)
     with torch.no_grad():
         model.weight.copy_(noise(3, 4, name="weight"))
         model.bias.zero_()
-    first = torch.optim.AdamW([model.weight], lr=0.1)
-    return model, [first, torch.optim.SGD([model.bias], lr=0.1, momentum=0.9)]
+    # The first step of PyTorch's own optimizers imports its compiler, which takes longer than all the rest.
+    return model, [m.AdamW([model.weight], lr=0.1), m.AdamW([model.bias], lr=0.05)]
 
 
 def train_a_little(model: nn.Linear, optimizers: Sequence[torch.optim.Optimizer], steps: int) -> None:
@@ -607,17 +607,17 @@ def train_a_little(model: nn.Linear, optimizers: Sequence[torch.optim.Optimizer]
 
 def probe_save(m: ModuleType) -> Iterator[Case]:
     def goes_on() -> dict[str, Any]:
-        with tempfile.TemporaryDirectory() as name:
-            path = Path(name) / "run.pt"
-            model, optimizers = two_optimizers()
+        with folder_to_write_in() as folder:
+            path = folder / "run.pt"
+            model, optimizers = two_optimizers(m)
             train_a_little(model, optimizers, 3)
             m.save(path, model, optimizers, 3)
             train_a_little(model, optimizers, 4)
-            other, others = two_optimizers()
+            other, others = two_optimizers(m)
             torch.manual_seed(99)
             step = m.resume(path, other, others)
             train_a_little(other, others, 4)
-            left = ", ".join(sorted(p.name for p in Path(name).iterdir()))
+            left = ", ".join(sorted(p.name for p in folder.iterdir()))
         return {
             "the step that comes back": str(step),
             "how far the weights are from those of a run that was not stopped": (other.weight - model.weight),
@@ -626,15 +626,15 @@ def probe_save(m: ModuleType) -> Iterator[Case]:
         }
 
     def twice() -> dict[str, Any]:
-        with tempfile.TemporaryDirectory() as name:
-            path = Path(name) / "run.pt"
-            model, optimizers = two_optimizers()
+        with folder_to_write_in() as folder:
+            path = folder / "run.pt"
+            model, optimizers = two_optimizers(m)
             m.save(path, model, optimizers, 1)
             train_a_little(model, optimizers, 2)
             m.save(path, model, optimizers, 3)
-            other, others = two_optimizers()
+            other, others = two_optimizers(m)
             step = m.resume(path, other, others)
-            left = ", ".join(sorted(p.name for p in Path(name).iterdir()))
+            left = ", ".join(sorted(p.name for p in folder.iterdir()))
         return {"the step": str(step), "the weights": other.weight - model.weight, "the files": left}
 
     def cut_short() -> dict[str, Any]:
@@ -645,9 +645,9 @@ def probe_save(m: ModuleType) -> Iterator[Case]:
                 Path(where).write_bytes(b"half of a file")
             raise OSError("the plug is pulled")
 
-        with tempfile.TemporaryDirectory() as name:
-            path = Path(name) / "run.pt"
-            model, optimizers = two_optimizers()
+        with folder_to_write_in() as folder:
+            path = folder / "run.pt"
+            model, optimizers = two_optimizers(m)
             m.save(path, model, optimizers, 1)
             before = path.read_bytes()
             with patch("torch.save", half), contextlib.suppress(OSError):

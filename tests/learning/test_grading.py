@@ -12,8 +12,9 @@ from nanochat.common import UserError
 from nanochat.learning.court import Judge
 from nanochat.learning.grading import COLUMNS, Grade, find_files, grade_file, grade_folder, write_tables
 from nanochat.learning.judge import Verdict
+from nanochat.learning.mistakes import mistakes_of
 from nanochat.learning.steps import STEPS
-from tests.learning.rewriting import BOOK, with_function
+from tests.learning.rewriting import BOOK, SECOND_BOOK, with_function, with_mistakes
 
 HOSTILE = {  # what norm does: the words that its verdict has
     "import os; os.system('true')": "starts no process",
@@ -24,6 +25,16 @@ HOSTILE = {  # what norm does: the words that its verdict has
     "import nanochat.normans_gpt as n; return n.norm(x)": "does not import nanochat.normans_gpt",
     "from nanochat import loss; open(loss.__file__[:-7] + 'normans_gpt.py')": "does not read the solution",
 }  # fmt: skip
+
+
+OWN_SAVE = """
+def save(path, model, optimizers, step):
+    kept = [optimizer.state_dict() for optimizer in optimizers]
+    state = {"step": step, "random": torch.get_rng_state(), "optimizers": kept, "model": model.state_dict()}
+    with open(f"{path}.new", "wb") as file:
+        torch.save(state, file)
+    os.replace(f"{path}.new", path)
+"""
 
 
 def handed_in(folder: Path, **files: str) -> Path:
@@ -60,6 +71,7 @@ def test_a_folder_becomes_a_table(tmp_path: Path) -> None:
     folder = handed_in(
         tmp_path / "in",
         ada=BOOK.text,
+        zoe=with_mistakes([mistakes_of("encode")[0]], with_function("save", OWN_SAVE, SECOND_BOOK)).text,
         bob=with_function("norm", "def norm(x):\n    return x * 1.0").text,
         eve=f"{BOOK.text}\nimport sys\nsys.exit(0)\n",
     )
@@ -69,15 +81,17 @@ def test_a_folder_becomes_a_table(tmp_path: Path) -> None:
     made = write_tables(grades, folder / "grades")
     with made[0].open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["file"] for row in rows] == ["ada.py", "bob.py", "eve.py", "kurt/normans_gpt.py"]
-    assert [row["passed"] for row in rows] == ["18", "17", "0", "0"]
-    assert [row["not judged"] for row in rows] == ["0", "0", "18", "18"]
+    assert [row["file"] for row in rows] == ["ada.py", "bob.py", "eve.py", "kurt/normans_gpt.py", "zoe.py"]
+    assert [row["round"] for row in rows] == ["1", "1", "1", "1", "2"]
+    assert [row["passed"] for row in rows] == ["18", "17", "0", "0", "14"]
+    assert [row["not judged"] for row in rows] == ["0", "0", "18", "18", "0"]
     assert rows[1]["mistakes"] == "norm: not-normed"
+    assert rows[4]["mistakes"] == f"encode: {mistakes_of('encode')[0].name}"
     assert "SystemExit" in rows[2]["why not judged"]
     assert "UTF-16" in rows[3]["why not judged"]
     lines = made[1].read_text().splitlines()
     assert lines[0] == f"| {' | '.join(COLUMNS)} |"
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert all(line.count("|") == len(COLUMNS) + 1 for line in lines)
 
 
