@@ -23,6 +23,7 @@ HOSTILE = {  # what norm does: the words that its verdict has
     "open('big', 'w')": "writes no file",
     "import pathlib; pathlib.Path('x').write_text('x')": "writes no file",
     "import nanochat.normans_gpt as n; return n.norm(x)": "does not import nanochat.normans_gpt",
+    "import nanochat.step": "does not import nanochat.normans_gpt",
     "from nanochat import loss; open(loss.__file__[:-7] + 'normans_gpt.py')": "does not read the solution",
 }  # fmt: skip
 
