@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 TESTED = "shown by tests"
@@ -32,17 +33,18 @@ def about_of(line: dict[str, Any]) -> str:
 
 def overview_table(summary: dict[str, Any]) -> str:
     """All questions on one page: a line for each comparison, the question at the first of them."""
-    lines = ["| question | compared, size | expected | margin | effect (95 % interval) | verdict |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = ["| question | no. | compared, size | expected | margin | effect (95 % interval) | verdict |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    numbers = itertools.count(1)
     for row in summary["experiments"]:
         question = f"[{row['question']}]({row['answer']})"
         cells = [
-            [about_of(c), c["expected"], f"{c['margin']:g}", effect(c), verdict_of(c)]
+            [str(next(numbers)), about_of(c), c["expected"], f"{c['margin']:g}", effect(c), verdict_of(c)]
             for c in row["comparisons"]
         ]
         if row["tests"]:
             count = len(row["tests"])
-            cells.append([f"{count} test{'s' * (count > 1)}", "", "", "", TESTED])
+            cells.append(["", f"{count} test{'s' * (count > 1)}", "", "", "", TESTED])
         for number, rest in enumerate(cells):
             lines.append(f"| {' | '.join(['' if number else question, *rest])} |")
     return "\n".join(lines)

@@ -13,6 +13,15 @@ ROW = 0.33  # inches for each comparison
 WIDEST = 6.0  # margins; an interval that reaches further is cut
 
 
+def labels_of(summary: dict[str, Any]) -> list[str]:
+    """The number that each comparison has in the table, with its experiment at the first of them."""
+    labels: list[str] = []
+    for row in summary["experiments"]:
+        for place in range(len(row["comparisons"])):
+            labels.append(f"{'' if place else row['name']} {len(labels) + 1}".strip())
+    return labels
+
+
 def lines_of(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """Every declared comparison, in the order of the questions."""
     return [line for row in summary["experiments"] for line in row["comparisons"]]
@@ -42,17 +51,11 @@ def draw(summary: dict[str, Any], axes: Any, palette: Palette) -> None:
         low, mean, high = (max(-WIDEST, min(WIDEST, value)) for value in found)
         axes.plot([low, high], [row, row], color=palette.blue, lw=5, alpha=0.4)
         axes.plot([mean], [row], "|", color=palette.ink, ms=12, mew=2)
-    axes.set_yticks(range(len(lines)), [wrapped(about_of(line)) for line in lines], size=SMALL)
+    axes.set_yticks(range(len(lines)), labels_of(summary), size=SMALL)
     axes.set_ylim(len(lines) - 0.5, -0.5)
     axes.set_xlim(-WIDEST, WIDEST)
     axes.set_xlabel("margins")
     axes.grid(True, axis="x")
-
-
-def wrapped(text: str) -> str:
-    """A label without the word that all of them begin with."""
-    short = text.removeprefix("loss ").removeprefix("with ")
-    return short if len(short) <= 34 else short[:33] + "…"
 
 
 def enter() -> None:
