@@ -7,13 +7,15 @@ import itertools
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -32,6 +34,7 @@ from nanochat.common import (
     write_atomically,
     write_together,
 )
+from nanochat.parallel import Kept, begin_to_write, read_into, read_shapes, read_whole
 
 Result = TypeVar("Result")
 TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -40,12 +43,13 @@ TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 FORMAT = 1  # to be raised when what is written changes meaning
 META_NAME = re.compile(r"meta_(\d{6,})\.json")
 FILE_NAME = re.compile(r"(model|optim)_\d{6,}(-\d+)?\.safetensors")
+PIECE_NAME = re.compile(r"(pieces_\d{6,}(?:-\d+)?)/shard-\d{5}-model-00001-of-00001\.safetensors")
 MARGIN = 2**20  # bytes: more than the JSON and the headers take
 
 
 def file_name(kind: str, step: int) -> str:
-    """`model_000123.safetensors`, `optim_000123.safetensors` or `meta_000123.json`."""
-    return f"{kind}_{step:06d}.{'json' if kind == 'meta' else 'safetensors'}"
+    """`model_000123.safetensors`, likewise "optim"; `meta_000123.json`; the folder `pieces_000123`."""
+    return f"{kind}_{step:06d}" + {"meta": ".json", "pieces": ""}.get(kind, ".safetensors")
 
 
 def digest(record: dict[str, Any]) -> str:
@@ -59,7 +63,7 @@ def signed(record: dict[str, Any]) -> str:
 
 
 def flatten_optimizers(
-    optimizers: Sequence[torch.optim.Optimizer],
+    optimizers: Sequence[Kept],
 ) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
     """Split the optimizers' state_dicts into what JSON can hold and a flat dictionary of tensors."""
     described: list[dict[str, Any]] = []
@@ -99,8 +103,8 @@ def rebuild_optimizers(
 def save_checkpoint(
     folder: Path,
     step: int,
-    model: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
+    model: Kept,
+    optimizers: Sequence[Kept],
     meta: dict[str, Any],
     tensors: dict[str, torch.Tensor] | None = None,
 ) -> Path:
@@ -147,6 +151,10 @@ def remove_unnamed(folder: Path, step: int, named: Collection[str]) -> None:
         if path.name not in named and FILE_NAME.fullmatch(path.name):
             with suppress(OSError):
                 path.unlink()
+    in_use = {name.partition("/")[0] for name in named}
+    for path in folder.glob(f"pieces_{step:06d}*"):
+        if path.name not in in_use and re.fullmatch(rf"pieces_{step:06d}(-\d+)?", path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def change_meta(folder: Path, step: int, meta: dict[str, Any]) -> None:
@@ -239,7 +247,9 @@ def read_record(folder: Path, step: int) -> dict[str, Any]:
     except UserError as error:
         raise Damaged(str(error)) from None
     kinds = [name.partition("_")[0] for name in files if FILE_NAME.fullmatch(name)]
-    if sorted(kinds) != ["model", "optim"] or len(files) != 2:
+    folders = {found[1] for name in files if (found := PIECE_NAME.fullmatch(name))}
+    in_pieces = len(folders) == 1 and all(PIECE_NAME.fullmatch(name) for name in files)
+    if not in_pieces and (sorted(kinds) != ["model", "optim"] or len(files) != 2):
         raise Damaged(
             f"{path} names the files {', '.join(files)[:100]}, wanted {file_name('model', step)} and …"
         )
@@ -250,11 +260,8 @@ def read_record(folder: Path, step: int) -> dict[str, Any]:
     return dict(record)
 
 
-def read_tensors(path: Path, expected: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The tensors of one safetensors file, after checking its length and checksum. Raises Damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
+def read_verified(path: Path, expected: dict[str, Any]) -> bytes:
+    """The bytes of a file, after checking its length and checksum. Raises Damaged."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -263,6 +270,15 @@ def read_tensors(path: Path, expected: dict[str, Any]) -> dict[str, torch.Tensor
         raise Damaged(f"{path} has {len(data):,} bytes, expected {expected['bytes']:,}")
     if hashlib.sha256(data).hexdigest() != expected["sha256"]:
         raise Damaged(f"{path} was changed after it was written: its checksum does not match")
+    return data
+
+
+def read_tensors(path: Path, expected: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of one safetensors file, after checking its length and checksum. Raises Damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    data = read_verified(path, expected)
     try:
         return dict(load(data))
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -279,6 +295,7 @@ class Checkpoint:
     optimizers: list[dict[str, Any]]
     tensors: dict[str, torch.Tensor]
     meta: dict[str, Any]
+    pieces: Path | None = None  # where they lie that are still to be read, by `fill`
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -286,10 +303,13 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(int(m[1]) for path in folder.glob("meta_*.json") if (m := META_NAME.fullmatch(path.name)))
 
 
-def load_checkpoint(folder: Path, step: int | None = None, weights_only: bool = False) -> Checkpoint:
+def load_checkpoint(
+    folder: Path, step: int | None = None, weights_only: bool = False, leave_pieces: bool = False
+) -> Checkpoint:
     """Read the checkpoint of `step`, or the newest good one; a damaged one passed over is named on stderr.
 
-    weights_only: leave `optimizers` and `tensors` empty and their file unread. Raises UserError.
+    weights_only: leave `optimizers` and `tensors` empty and their file unread. leave_pieces: one that lies in
+    pieces is verified and left to `fill`. Raises UserError.
     """
     steps = saved_steps(folder)
     if not steps:
@@ -298,7 +318,7 @@ def load_checkpoint(folder: Path, step: int | None = None, weights_only: bool = 
         raise UserError(f"no checkpoint of step {step} in {folder}: there are {', '.join(map(str, steps))}")
     for candidate in [step] if step is not None else reversed(steps):
         try:
-            return read_checkpoint(folder, candidate, weights_only)
+            return read_checkpoint(folder, candidate, weights_only, leave_pieces)
         except Damaged as error:
             if step is not None:
                 raise
@@ -307,9 +327,11 @@ def load_checkpoint(folder: Path, step: int | None = None, weights_only: bool = 
     raise UserError(f"all {len(steps)} checkpoints in {folder} are damaged (see the warnings): train again")
 
 
-def read_checkpoint(folder: Path, step: int, weights_only: bool) -> Checkpoint:
+def read_checkpoint(folder: Path, step: int, weights_only: bool, leave_pieces: bool = False) -> Checkpoint:
     """Read and verify one checkpoint. Raises Damaged."""
     record = read_record(folder, step)
+    if any(PIECE_NAME.fullmatch(name) for name in record["files"]):
+        return read_pieces(folder, record, weights_only, leave_pieces)
 
     def tensors_of(kind: str) -> dict[str, torch.Tensor]:
         name = next(name for name in record["files"] if name.startswith(f"{kind}_"))
@@ -318,7 +340,17 @@ def read_checkpoint(folder: Path, step: int, weights_only: bool) -> Checkpoint:
     model = tensors_of("model")
     if weights_only:
         return Checkpoint(folder, step, model, [], {}, record["meta"])
-    optimizer_tensors = tensors_of("optim")
+    return assemble(folder, record, model, tensors_of("optim"))
+
+
+def assemble(
+    folder: Path,
+    record: dict[str, Any],
+    model: dict[str, torch.Tensor],
+    optimizer_tensors: dict[str, torch.Tensor],
+) -> Checkpoint:
+    """The checkpoint of these tensors, which the record describes. Raises Damaged."""
+    step = record["step"]
     extra = {
         name.removeprefix("extra."): optimizer_tensors.pop(name)
         for name in list(optimizer_tensors)
@@ -329,6 +361,141 @@ def read_checkpoint(folder: Path, step: int, weights_only: bool) -> Checkpoint:
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise Damaged(f"{folder}: the optimizers of step {step} do not fit together ({error!r})") from error
     return Checkpoint(folder, step, model, optimizers, extra, record["meta"])
+
+
+class InPieces:
+    """A checkpoint that is being written, by each process its own part, in the background."""
+
+    def __init__(
+        self,
+        folder: Path,
+        step: int,
+        model: Kept,
+        optimizers: Sequence[Kept],
+        tensors: dict[str, torch.Tensor],
+        group: Any,
+    ) -> None:
+        """Begin; all must call this, in a folder that all of them see. group: see begin_to_write."""
+        self.folder, self.step = folder, step
+        self.described, state = named_tensors(model, optimizers)
+        state.update({f"extra.{name}": tensor for name, tensor in tensors.items()})
+        self.place = folder / unused_name(folder, "pieces", step)
+        self.rank = torch.distributed.get_rank() if group is not None else 0
+        done = begin_to_write(state, self.place, group)
+        pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.own: Future[dict[str, Any]] = pool.submit(self.describe_own, done)
+        pool.shutdown(wait=False)
+
+    def describe_own(self, done: Future[None]) -> dict[str, Any]:
+        """Wait, then compute length and checksum of this process's file; or say what went wrong."""
+        try:
+            done.result()
+            files = {}
+            for path in self.place.glob(f"shard-{self.rank + 1:05d}-*.safetensors"):
+                data = path.read_bytes()
+                about = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+                files[f"{self.place.name}/{path.name}"] = about
+            return {"files": files}
+        except Exception as error:  # of the disk, or of another process
+            return {"error": (str(error).strip() or type(error).__name__).splitlines()[0]}
+
+    def busy(self) -> bool:
+        """Whether this process is still writing."""
+        return not self.own.done()
+
+    def finish(self, meta: dict[str, Any]) -> None:
+        """Name the files in the JSON; the first process alone. All must call this, and all wait for all.
+
+        Raises CannotWrite in all of them if one could not write; then the older checkpoint is the newest.
+        """
+        said: list[dict[str, Any]] = [self.own.result()]
+        if torch.distributed.is_initialized():
+            said = [{}] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(said, self.own.result())
+        errors = [f"process {rank}: {one['error']}" for rank, one in enumerate(said) if "error" in one]
+        if errors:
+            raise CannotWrite(f"{self.place} is not whole, and nothing names it: {errors[0]}")
+        if self.rank == 0:
+            files = {name: about for one in said for name, about in one["files"].items()}
+            system.flush_folder(self.place)
+            system.flush_folder(self.folder)
+            record = {"format": FORMAT, "step": self.step, "files": files, "optimizers": self.described}
+            write_atomically(self.folder / file_name("meta", self.step), signed({**record, "meta": meta}))
+            remove_unnamed(self.folder, self.step, files)
+
+
+def named_tensors(
+    model: Kept, optimizers: Sequence[Kept]
+) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """What JSON can hold of the optimizers, and all tensors, each under one name, as pieces have them."""
+    described, tensors = flatten_optimizers(optimizers)
+    named = {f"optim.{name}": tensor for name, tensor in tensors.items()}
+    return described, named | {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+
+
+def read_pieces(folder: Path, record: dict[str, Any], weights_only: bool, leave: bool) -> Checkpoint:
+    """A checkpoint in pieces, made whole; or with leave verified, and left to `fill`. Raises Damaged."""
+    for name, expected in record["files"].items():
+        read_verified(folder / name, expected)
+    place = folder / next(iter(record["files"])).partition("/")[0]
+    if leave:
+        return Checkpoint(folder, record["step"], {}, record["optimizers"], {}, record["meta"], pieces=place)
+    try:
+        model, optim = sorted_out(read_whole(place))
+    except Exception as error:  # whatever a library raises for files that nobody has written so
+        raise Damaged(f"{place} holds no pieces that can be read ({error!r})"[:300]) from error
+    if weights_only:
+        return Checkpoint(folder, record["step"], model, [], {}, record["meta"])
+    return assemble(folder, record, model, optim)
+
+
+def sorted_out(
+    tensors: dict[str, torch.Tensor],
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The tensors of a folder of pieces, by the two files in which they would otherwise lie."""
+    model = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("model.")}
+    return model, {name.removeprefix("optim."): tensor for name, tensor in rest.items()}
+
+
+def fill(saved: Checkpoint, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Checkpoint:
+    """The checkpoint whose pieces were left unread, divided as this model is. All must call this."""
+    assert saved.pieces is not None
+    weights = model.state_dict()
+    parameters = [[p for group in one.param_groups for p in group["params"]] for one in optimizers]
+    state: dict[str, torch.Tensor] = {}
+    for name, empty in read_shapes(saved.pieces).items():
+        kind, _, rest = name.partition(".")
+        pattern = weights[rest] if kind == "model" else torch.empty_like(empty, device="cpu")
+        if kind == "optim":
+            number, parameter, _ = rest.split(".", 2)
+            owner = parameters[int(number)][int(parameter)]
+            pattern = owner.detach() if owner.shape == empty.shape else pattern
+        state[name] = torch.empty_like(pattern, dtype=empty.dtype)
+    read_into(state, saved.pieces)
+    record = {"step": saved.step, "optimizers": saved.optimizers, "meta": saved.meta}
+    return assemble(saved.folder, record, *sorted_out(state))
+
+
+class Plain:
+    """A state that is there already."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state."""
+        return self.state
+
+
+def convert(folder: Path, step: int, kind: Literal["files", "pieces"]) -> None:
+    """Write a checkpoint as two files, or as a folder with one piece, in place of what it is."""
+    saved = load_checkpoint(folder, step)
+    model, optimizers = Plain(saved.model), [Plain(state) for state in saved.optimizers]
+    if kind == "files":
+        save_checkpoint(folder, step, model, optimizers, saved.meta, saved.tensors)
+    else:
+        InPieces(folder, step, model, optimizers, saved.tensors, None).finish(saved.meta)
 
 
 def runs_folder() -> Path:

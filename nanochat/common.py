@@ -357,42 +357,6 @@ def leave_ranks() -> None:
         dist.destroy_process_group()
 
 
-BUCKET_NUMBERS = 2**22
-
-
-def average_gradients(params: Iterable[torch.nn.Parameter], ranks: Ranks) -> None:
-    """Replace every parameter's gradient by its mean over all ranks.
-
-    All ranks must call this with the same parameters in the same order; a parameter without gradient is
-    skipped, and must then be without one on every rank.
-    """
-    if ranks.world_size == 1:
-        return
-    import torch
-    import torch.distributed as dist
-
-    def exchange(bucket: list[torch.Tensor]) -> None:
-        flat = torch.cat([grad.reshape(-1) for grad in bucket])
-        dist.all_reduce(flat)
-        flat /= ranks.world_size
-        parts = torch.split(flat, [grad.numel() for grad in bucket])
-        for grad, part in zip(bucket, parts, strict=True):
-            grad.copy_(part.view_as(grad))
-
-    bucket: list[torch.Tensor] = []
-    for param in params:
-        if param.grad is None:
-            continue
-        # Numbers of different formats do not share a bucket: cat would widen the narrower ones.
-        full = sum(grad.numel() for grad in bucket) + param.grad.numel() > BUCKET_NUMBERS
-        if bucket and (full or bucket[0].dtype != param.grad.dtype):
-            exchange(bucket)
-            bucket = []
-        bucket.append(param.grad)
-    if bucket:
-        exchange(bucket)
-
-
 def pick_device(device_type: str = "", ranks: Ranks | None = None) -> torch.device:
     """The device to compute on: the one named (cuda, mps or cpu), or the first of these three that is there.
 

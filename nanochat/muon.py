@@ -51,6 +51,7 @@ class Muon(torch.optim.Optimizer):
         """
         super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps})
         self.ns_dtype = ns_dtype  # no part of the state: a run may go on where the other format is fast
+        self.orthogonalize = orthogonalize  # several processes may share this work
         for group in self.param_groups:
             for p in group["params"]:
                 if p.ndim != 2:
@@ -73,7 +74,7 @@ class Muon(torch.optim.Optimizer):
             for (rows, columns), matrices in by_shape.items():
                 directions = torch.stack([self._momentum(p, group) for p in matrices])
                 rate = group["lr"] * max(1.0, rows / columns) ** 0.5
-                updates = orthogonalize(directions, group["ns_steps"], self.ns_dtype)
+                updates = self.orthogonalize(directions, group["ns_steps"], self.ns_dtype)
                 for p, update in zip(matrices, updates, strict=True):
                     p.add_(update.to(p.dtype), alpha=-rate)
         return loss

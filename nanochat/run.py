@@ -22,18 +22,18 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from nanochat.agreement import Companions, Interrupted, OtherFailed, Signals, from_the_first, largest
 from nanochat.checkpoint_manager import (
     Checkpoint,
+    InPieces,
     change_meta,
+    fill,
     find_run,
     load_checkpoint,
     new_run,
     only_writer,
     remove_checkpoint,
-    runs_folder,
     save_checkpoint,
     save_patiently,
     saved_steps,
@@ -52,6 +52,16 @@ from nanochat.looks import Evaluation, Look, Samples, Score, core_questions, due
 from nanochat.machine import autocast_dtype, peak_flops, this_machine, use_own_cores
 from nanochat.models import choose_gpt, load_gpt
 from nanochat.normans_gpt import GPT
+from nanochat.parallel import (
+    Whole,
+    cut_into_pieces,
+    gathered,
+    laid_like,
+    laid_like_parameters,
+    local,
+    shards_for,
+    share_the_work,
+)
 from nanochat.run_log import RunLog, plot_metrics, progress_bar, say_around_a_bar
 from nanochat.step import Batch, Outcome, Rates, Schedule, Stepper, build_model, build_optimizers
 from nanochat.tokenizer import Tokenizer
@@ -106,6 +116,7 @@ class Decisions:
     world_size: int
     corpus: str  # fingerprint of the text
     tokenizer: str  # fingerprint
+    shards: int = 1  # processes that share one copy of the weights
 
 
 State = TypeVar("State", Progress, Decisions)
@@ -171,7 +182,7 @@ def planned_steps(config: TrainConfig, parameters: int, flops_per_token: int) ->
     return max(1, int(config.target_param_data_ratio * parameters) // config.total_batch_size)
 
 
-ROUNDING = ("device", "dtype", "compiled", "threads", "torch", "deterministic", "world_size")
+ROUNDING = ("device", "dtype", "compiled", "threads", "torch", "deterministic", "world_size", "shards")
 FLAGS = [one.name for one in fields(TrainConfig) if one.name not in ("resume", "model_tag")]
 
 
@@ -228,13 +239,16 @@ def differences(before: dict[str, Any], now: dict[str, Any], names: Sequence[str
 
 def go_on_with(saved: Checkpoint, model: GPT, optimizers: list[torch.optim.Optimizer]) -> None:
     """Put weights, optimizers and random generators back; rates and decay stay those of the flags."""
-    model.load_state_dict(saved.model)
+    if saved.pieces:
+        saved = fill(saved, model, optimizers)
+    pattern = model.state_dict()
+    model.load_state_dict({name: laid_like(value, pattern[name]) for name, value in saved.model.items()})
     for optimizer, state in zip(optimizers, saved.optimizers, strict=True):
         chosen = [
             {key: value for key, value in group.items() if key in ("initial_lr", "weight_decay")}
             for group in optimizer.param_groups
         ]
-        optimizer.load_state_dict(state)
+        optimizer.load_state_dict(laid_like_parameters(optimizer, state))
         for group, choice in zip(optimizer.param_groups, chosen, strict=True):
             group.update(choice)
     torch.set_rng_state(saved.tensors["cpu"])
@@ -294,7 +308,8 @@ class Run:
         self.source = source or Corpus(config, tokenizer, place)
         self.shape = model_shape(config, tokenizer.vocab_size)
         self.passes = accumulation_steps(config, place.ranks.world_size)
-        saved = load_checkpoint(find_run(config.resume)) if config.resume else None
+        several = place.ranks.world_size > 1
+        saved = load_checkpoint(find_run(config.resume), leave_pieces=several) if config.resume else None
         if saved:
             refuse_another_model(saved, self.shape, tokenizer, config)
         self.whose = choose_gpt(config.gpt).record()
@@ -303,6 +318,7 @@ class Run:
         self.decide(saved)
         self.open_folder(saved)
         self.samples, self.core, self.loss = list[str](), None, math.nan
+        self.pieces: InPieces | None = None  # the checkpoint that is being written in the background
         self.saved_seconds = self.progress.seconds
 
     def build(self, watch: Watch | None, weights: dict[str, torch.Tensor] | None) -> None:
@@ -321,12 +337,15 @@ class Run:
             self.model = build_model(chosen, self.shape, place.device, config.seed, place.dtype)
             if weights is not None:
                 self.model.load_state_dict(weights)
+            self.parameters = sum(p.numel() for p in self.model.parameters())
+            self.shards = shards_for(config.shard, self.parameters, place.ranks)
+            cut_into_pieces(self.model, place.ranks, place.device, self.shards)
             optimizers = build_optimizers(self.model, rates)
+            share_the_work(optimizers, place.ranks)
             flops_per_token = self.model.estimate_flops()
         schedule = Schedule(config.warmup_ratio, config.warmdown_ratio, config.final_lr_frac)
         clip, autocast = config.grad_clip, place.autocast
         self.stepper = Stepper(self.model, optimizers, schedule, clip, autocast, place.ranks)
-        self.parameters = sum(p.numel() for p in self.model.parameters())
         self.flops_per_step = flops_per_token * config.total_batch_size
         self.steps = planned_steps(config, self.parameters, flops_per_token)
 
@@ -354,6 +373,7 @@ class Run:
                 world_size=place.ranks.world_size,
                 corpus=self.source.fingerprint(),
                 tokenizer=self.tokenizer.fingerprint(),
+                shards=self.shards,
             )
             return peak, source, decisions
 
@@ -370,10 +390,9 @@ class Run:
         first, config = self.place.ranks.first, self.config
         if saved:
             self.folder = saved.folder
-        elif first:
-            self.folder = new_run(config.model_tag, self.source.tag)
         else:
-            self.folder = runs_folder()  # only the first process writes
+            folder = partial(new_run, config.model_tag, self.source.tag)
+            self.folder = from_the_first(folder, self.place.ranks)
         if first:
             self.held.enter_context(only_writer(self.folder))
         self.progress, position = Progress(), None
@@ -460,6 +479,7 @@ class Run:
                     self.take(look)
                     self.add_to_the_checkpoint()
             if moment.last:
+                self.finish_pieces()
                 return
             self.step(stream, moment)
 
@@ -470,8 +490,12 @@ class Run:
     def agree(self) -> Moment:
         """What all processes agree on at the beginning of a round. Raises Interrupted if one got a signal."""
         progress, signals, limit = self.progress, self.place.signals, self.config.time_limit
-        own = [self.clock(), float(signals.received), *(progress.costs.get(name, 0.0) for name in COSTS)]
-        progress.seconds, number, *costs = largest(own, self.place.ranks, self.place.device)
+        busy = self.pieces is not None and self.pieces.busy()
+        own = [self.clock(), float(signals.received), float(busy)]
+        own += [progress.costs.get(name, 0.0) for name in COSTS]
+        progress.seconds, number, writing, *costs = largest(own, self.place.ranks, self.place.device)
+        if self.pieces and not writing:
+            self.finish_pieces()
         progress.costs = dict(zip(COSTS, costs, strict=True))
         if number:
             signals.received = int(number)
@@ -493,27 +517,62 @@ class Run:
         """Write a checkpoint; a disk that refuses ends nothing, and is asked again at the end."""
         began, self.saved_seconds = time.perf_counter(), moment.seconds
         try:
-            if moment.last and self.place.ranks.first:
-                save_patiently(self.write_checkpoint, self.say)
-            else:
-                self.write_checkpoint()
+            self.write_checkpoint(patiently=moment.last)
         except CannotWrite as error:
             self.fail(f"the checkpoint of step {moment.step}", error)
         self.progress.costs["checkpoint"] = time.perf_counter() - began
 
-    def write_checkpoint(self) -> None:
-        """Save the state at the beginning of the current step; the first process writes."""
-        progress = self.progress
-        if self.place.ranks.first:
-            if name := first_without_numbers(self.model):
-                raise self.diverged(
-                    f"{name} holds values that are no numbers, so step {progress.step} is not saved"
-                )
+    def write_checkpoint(self, patiently: bool = False) -> None:
+        """Save the state at the beginning of the current step; the first process writes, or all of them."""
+        progress, ranks = self.progress, self.place.ranks
+        if self.shards > 1:
+            self.begin_pieces(wait=patiently)
+            return
+        if ranks.first:
+            model = Whole(self.model, ranks)
+            optimizers = [Whole(optimizer, ranks) for optimizer in self.stepper.optimizers]
+            self.refuse_what_is_no_number(model.state_dict())
             tensors = random_states(self.place.device)
-            optimizers = self.stepper.optimizers
-            save_checkpoint(self.folder, progress.step, self.model, optimizers, self.describe(), tensors)
+
+            def write() -> None:
+                save_checkpoint(self.folder, progress.step, model, optimizers, self.describe(), tensors)
+
+            if patiently:
+                save_patiently(write, self.say)
+            else:
+                write()
         self.saved_at = progress.step
         self.remove_older_ones()
+
+    def refuse_what_is_no_number(self, weights: dict[str, torch.Tensor]) -> None:
+        """Raise UserError for the first of these weights that holds NaN or infinity."""
+        if name := first_without_numbers(weights):
+            raise self.diverged(
+                f"{name} holds values that are no numbers, so step {self.progress.step} is not saved"
+            )
+
+    def begin_pieces(self, wait: bool) -> None:
+        """Begin to write a checkpoint in pieces, in all processes; wait: until it is there."""
+        self.finish_pieces()
+        own = {name: local(weight) for name, weight in self.model.state_dict().items()}
+        self.refuse_what_is_no_number(own)
+        tensors = random_states(self.place.device) if self.place.ranks.first else {}
+        optimizers, step = self.stepper.optimizers, self.progress.step
+        self.pieces = InPieces(self.folder, step, self.model, optimizers, tensors, self.place.group)
+        self.about_pieces, self.saved_at = self.describe(), step
+        if wait:
+            self.finish_pieces()
+
+    def finish_pieces(self) -> None:
+        """Name what was written in the background, if anything was; all processes must call this."""
+        pieces, self.pieces = self.pieces, None
+        if pieces:
+            try:
+                pieces.finish(self.about_pieces)
+            except CannotWrite as error:
+                self.fail(f"the checkpoint of step {pieces.step}", error)
+            else:
+                self.remove_older_ones()
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint says of the run and of this moment of it."""
@@ -532,6 +591,10 @@ class Run:
 
     def add_to_the_checkpoint(self) -> None:
         """Write into the checkpoint of this step what was seen after it had been saved."""
+        if self.pieces:
+            if self.pieces.step == self.progress.step:
+                self.about_pieces = self.describe()
+            return
         if self.place.ranks.first and self.saved_at == self.progress.step:
             try:
                 change_meta(self.folder, self.saved_at, self.describe())
@@ -552,6 +615,7 @@ class Run:
         signals, step = self.place.signals, self.progress.step
         if step > max(self.saved_at, 0):
             self.save(Moment(step, self.clock(), 1.0, last=True))
+        self.finish_pieces()
         self.say(f"stopped by {signal.Signals(signals.received).name} at step {step}")
         if self.saved_at > 0:
             self.say(f"to go on: {self.how_to_go_on()}")
@@ -560,6 +624,9 @@ class Run:
         """Save what there is before an error ends the run, as far as it is the state of a step."""
         unsaved = self.progress.step > max(self.saved_at, 0)
         if not (unsaved and self.stepper.whole and self.place.ranks.first):
+            return
+        if self.shards > 1:
+            self.say("the weights lie in pieces, of which some are lost: go on from the last checkpoint")
             return
         try:
             self.write_checkpoint()
@@ -582,7 +649,8 @@ class Run:
         """Take a look. Whatever goes wrong in it is said, and ends nothing."""
         began, step = time.perf_counter(), self.progress.step
         try:
-            look.look(self)
+            with gathered(self.model):
+                look.look(self)
         except Interrupted:
             if look.together or self.place.ranks.world_size == 1:
                 raise
@@ -717,9 +785,9 @@ def in_one_line(error: BaseException) -> str:
     return said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
 
 
-def first_without_numbers(model: nn.Module) -> str:
+def first_without_numbers(weights: dict[str, torch.Tensor]) -> str:
     """The name of the first weight that holds NaN or infinity; "" if all are numbers."""
-    for name, weight in model.named_parameters():
+    for name, weight in weights.items():
         if not weight.isfinite().all():
             return name
     return ""
@@ -745,10 +813,10 @@ def train(
             torch.set_float32_matmul_precision("high")
             use_own_cores()
             prepare_memory(device)
-            place = Workplace(ranks, device, autocast_dtype(device, config.dtype), signals)
-            run = Run(
-                config, tokenizer, place, make_source(config, tokenizer, place), weights=weights, watch=watch
-            )
+            group = torch.distributed.new_group(backend="gloo") if ranks.world_size > 1 else None
+            place = Workplace(ranks, device, autocast_dtype(device, config.dtype), signals, group)
+            source = make_source(config, tokenizer, place)
+            run = Run(config, tokenizer, place, source, weights=weights, watch=watch)
             try:
                 return run.live()
             finally:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nanochat.common import Ranks, average_gradients
+from nanochat.common import Ranks
 from nanochat.muon import Muon
 from nanochat.normans_gpt import GPT
+from nanochat.parallel import exchange_after, whole
 
 Batch = tuple[Tensor, Tensor]  # inputs and targets, (B, T) int64; a target of -1 is not learned
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -110,8 +111,9 @@ def accumulate_gradients(
     every batch has the same number of targets. `part` is entered around each "forward" and "backward".
     """
     total = torch.zeros((), device=next(model.parameters()).device)
-    for _ in range(count):
+    for done in range(1, count + 1):
         inputs, targets = next(batches)
+        exchange_after(model, last=done == count)
         with part("forward"), autocast():
             loss = model(inputs, targets)
         with part("backward"):
@@ -153,10 +155,9 @@ class Stepper:
     ) -> Outcome:
         """Take step number `step` on the next `passes` batches; `done` and `one_step` are the schedule's."""
         loss = accumulate_gradients(self.model, batches, passes, self.autocast, self.part)
-        average_gradients(self.model.parameters(), self.ranks)
         with self.part("clipping"):
             length = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf)
-        norm = float(length)
+        norm = float(whole(length))
         mean, finite = self.agree(loss, math.isfinite(norm))
         rate = self.schedule.multiplier(done, one_step) if self.schedule else 1.0
         if finite:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from nanochat.common import UserError
 from nanochat.dataset import prepare_corpus
@@ -32,6 +33,9 @@ class TrainConfig:
     keep: int = flag(-1, "the last so many checkpoints stay, and the best one (-1: all)")
     log_every: int = flag(1, "steps between lines on the terminal")
     seed: int = flag(42, "seed of the weights and of the order of the data")
+    shard: int = flag(
+        0, "processes that share one copy of the weights (1: each has its own; 0: by the model's size)"
+    )
     device_type: str = flag("", "cuda, mps or cpu (without: the first of these there is)", choices=DEVICES)
     dtype: str = flag("auto", "format of matrix products", choices=FORMATS)
     compile: str = flag("auto", "compile the blocks (auto: where it pays)", choices=("auto", "true", "false"))
@@ -98,6 +102,7 @@ def refuse_impossible_values(config: TrainConfig) -> None:
     keep_in_range(config, ("total_batch_size", "log_every"), 1)
     keep_in_range(config, ("shuffle_window",), 1, 2**17)  # a window is in memory, four bytes a token
     keep_in_range(config, ("seed",), 0, LARGEST_SEED)
+    keep_in_range(config, ("shard",), 0, 2**20)
     keep_in_range(config, ("embedding_lr", "unembedding_lr", "matrix_lr", "weight_decay", "grad_clip"), 0)
     keep_in_range(config, ("warmup_ratio", "warmdown_ratio", "final_lr_frac"), 0, 1)
     if 0 < config.vocab_size < SMALLEST_VOCAB_SIZE:
@@ -172,7 +177,7 @@ def evaluation_steps(config: TrainConfig, world: int) -> int:
     return config.eval_tokens // unit
 
 
-def refuse_a_remainder(name: str, value: int, unit: int, config: TrainConfig, world: int) -> None:
+def refuse_a_remainder(name: str, value: int, unit: int, config: Any, world: int) -> None:
     """Raise UserError, with the nearest good values, unless `value` is a positive multiple of `unit`."""
     if value > 0 and value % unit == 0:
         return

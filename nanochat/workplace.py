@@ -74,6 +74,7 @@ class Workplace:
     device: torch.device
     dtype: torch.dtype | None  # of matrix products under autocast; None: float32, no autocast
     signals: Signals
+    group: Any = None  # of all processes, for what checkpoints say to each other in the background
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context that forward passes run in."""

@@ -17,6 +17,7 @@ import torch
 
 from nanochat.normans_gpt import GPT as BookGPT
 from nanochat.normans_gpt import GPTConfig
+from nanochat.parallel import local
 
 __all__ = ["GPT", "GPTConfig"]
 
@@ -34,7 +35,10 @@ class GPT(BookGPT):
         folder = Path(os.environ["RANK_TEST_FOLDER"])
         if os.environ["RANK_TEST"] == "evaluation" and os.environ.get("RANK") == "0":
             time.sleep(2)  # torchrun looks for ended processes ten times a second
-        torch.save(self.state_dict(), folder / f"rank{os.environ.get('RANK', '0')}.pt")
+        torch.save(
+            {name: local(held) for name, held in self.state_dict().items()},
+            folder / f"rank{os.environ.get('RANK', '0')}.pt",
+        )
 
     def forward(self, idx: Any, targets: Any = None, *rest: Any, **named: Any) -> Any:
         """As the book's, but for the fault."""

@@ -669,7 +669,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, at_call: int, number: 
     ("where", "at_call", "step", "number"),
     [
         ("step.accumulate_gradients", 6, 5, signal.SIGINT),
-        ("step.average_gradients", 6, 6, signal.SIGTERM),
+        ("step.whole", 6, 6, signal.SIGTERM),
         ("looks.evaluate", 2, 4, signal.SIGHUP),
         ("looks.sample", 1, 4, signal.SIGINT),
     ],

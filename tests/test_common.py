@@ -173,25 +173,6 @@ class TestRanks:
         assert capsys.readouterr().out == "alone 1\nfirst"
 
 
-def _gradients(rank: int) -> list[torch.nn.Parameter]:
-    """Parameters of two formats, one without gradient, one larger than a bucket, one not contiguous."""
-    generator = torch.Generator().manual_seed(rank)
-    params = [
-        torch.nn.Parameter(torch.zeros(shape, dtype=dtype))
-        for shape, dtype in [
-            ((3,), torch.float32),
-            ((2, 2), torch.float32),
-            ((1,), torch.bfloat16),
-            ((5, 8), torch.float32),
-        ]
-    ]
-    for param in params:
-        param.grad = torch.randn(param.shape, generator=generator).to(param.dtype)
-    params[3].grad = torch.randn(8, 5, generator=generator).t()
-    params.insert(1, torch.nn.Parameter(torch.zeros(7)))
-    return params
-
-
 def _stub_model(inputs: torch.Tensor, targets: torch.Tensor, loss_reduction: str) -> torch.Tensor:
     return inputs.reshape(-1).float()
 
@@ -203,20 +184,6 @@ def _two_ranks(rank: int, folder: str) -> None:
     ranks = common.init_ranks("cpu")
     assert ranks == Ranks(rank, rank, 2)
     assert common.init_ranks("cpu") == ranks  # joining twice is harmless
-    common.BUCKET_NUMBERS = 8
-    params = _gradients(rank)
-    sent = []
-    all_reduce = torch.distributed.all_reduce
-
-    def spy(flat: torch.Tensor) -> None:
-        sent.append((flat.dtype, flat.numel()))
-        all_reduce(flat)
-
-    torch.distributed.all_reduce = spy  # type: ignore[assignment]
-    common.average_gradients(params, ranks)
-    torch.distributed.all_reduce = all_reduce
-    # 3 and 4 numbers share a bucket of 8; another format and a large tensor each travel alone.
-    assert sent == [(torch.float32, 7), (torch.bfloat16, 1), (torch.float32, 40)]
     inputs = torch.tensor([[1, 2], [3, 4]]) + 10 * rank
     targets = torch.tensor([[0, 1], [2, -1]])
     bpb = evaluate_bpb(_stub_model, [(inputs, targets)], 0, torch.tensor([2, 3, 0]), ranks)
@@ -224,14 +191,12 @@ def _two_ranks(rank: int, folder: str) -> None:
         evaluate_bpb(_stub_model, [(inputs, targets)], 1, torch.tensor([2, 3, 0]), ranks)
     except UserError as error:
         message = str(error)
-    torch.save(
-        {"grads": [param.grad for param in params], "bpb": bpb, "message": message}, f"{folder}/{rank}.pt"
-    )
+    torch.save({"bpb": bpb, "message": message}, f"{folder}/{rank}.pt")
     common.leave_ranks()
     common.leave_ranks()
 
 
-def test_two_gloo_ranks_average_gradients_and_share_an_evaluation(tmp_path: Path) -> None:
+def test_two_gloo_ranks_share_an_evaluation(tmp_path: Path) -> None:
     import math
     import socket
 
@@ -242,25 +207,11 @@ def test_two_gloo_ranks_average_gradients_and_share_an_evaluation(tmp_path: Path
         _two_ranks, args=(str(tmp_path),), nprocs=2, start_method="forkserver"
     )
     results: list[dict[str, Any]] = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    pairs = zip(_gradients(0), _gradients(1), strict=True)
-    expected = [None if a.grad is None or b.grad is None else (a.grad + b.grad) / 2 for a, b in pairs]
     for result in results:
-        for got, want in zip(result["grads"], expected, strict=True):
-            assert got is None if want is None else torch.equal(got, want)
         # targets 0 and 1 count on both ranks: losses 1 + 2 + 11 + 12 nats over 2 · (2 + 3) bytes
         assert result["bpb"] == pytest.approx(26 / (10 * math.log(2)))
         assert "6 tokens" in result["message"]
         assert "wanted are 8" in result["message"]
-
-
-def test_average_gradients_alone_changes_nothing() -> None:
-    params = _gradients(0)
-    common.average_gradients(params, Ranks())
-    for got, want in zip(params, _gradients(0), strict=True):
-        if got.grad is None or want.grad is None:
-            assert got.grad is want.grad
-        else:
-            assert torch.equal(got.grad, want.grad)
 
 
 class TestPickDevice:
