@@ -526,7 +526,11 @@ class Run:
         """Save the state at the beginning of the current step; the first process writes, or all of them."""
         progress, ranks = self.progress, self.place.ranks
         if self.shards > 1:
-            self.begin_pieces(wait=patiently)
+            self.finish_pieces()
+            if patiently:
+                save_patiently(self.write_pieces, self.say)
+            else:
+                self.begin_pieces()
             return
         if ranks.first:
             model = Whole(self.model, ranks)
@@ -551,28 +555,35 @@ class Run:
                 f"{name} holds values that are no numbers, so step {self.progress.step} is not saved"
             )
 
-    def begin_pieces(self, wait: bool) -> None:
-        """Begin to write a checkpoint in pieces, in all processes; wait: until it is there."""
-        self.finish_pieces()
+    def begin_pieces(self) -> None:
+        """Begin to write a checkpoint in pieces, in all processes."""
         own = {name: local(weight) for name, weight in self.model.state_dict().items()}
         self.refuse_what_is_no_number(own)
         tensors = random_states(self.place.device) if self.place.ranks.first else {}
         optimizers, step = self.stepper.optimizers, self.progress.step
         self.pieces = InPieces(self.folder, step, self.model, optimizers, tensors, self.place.group)
-        self.about_pieces, self.saved_at = self.describe(), step
-        if wait:
-            self.finish_pieces()
+        self.about_pieces = self.describe()
+
+    def write_pieces(self) -> None:
+        """Write a checkpoint in pieces and wait for it. Raises CannotWrite, then in all processes."""
+        self.begin_pieces()
+        self.name_pieces()
 
     def finish_pieces(self) -> None:
-        """Name what was written in the background, if anything was; all processes must call this."""
+        """Name what was written in the background, if anything was; a disk that refused ends nothing."""
+        step = self.pieces.step if self.pieces else 0
+        try:
+            self.name_pieces()
+        except CannotWrite as error:
+            self.fail(f"the checkpoint of step {step}", error)
+
+    def name_pieces(self) -> None:
+        """Wait for what is being written, and name it; all processes must call this. Raises CannotWrite."""
         pieces, self.pieces = self.pieces, None
         if pieces:
-            try:
-                pieces.finish(self.about_pieces)
-            except CannotWrite as error:
-                self.fail(f"the checkpoint of step {pieces.step}", error)
-            else:
-                self.remove_older_ones()
+            pieces.finish(self.about_pieces)
+            self.saved_at = pieces.step
+            self.remove_older_ones()
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint says of the run and of this moment of it."""
@@ -613,9 +624,9 @@ class Run:
     def stop(self) -> None:
         """End a run that was asked to stop."""
         signals, step = self.place.signals, self.progress.step
+        self.finish_pieces()
         if step > max(self.saved_at, 0):
             self.save(Moment(step, self.clock(), 1.0, last=True))
-        self.finish_pieces()
         self.say(f"stopped by {signal.Signals(signals.received).name} at step {step}")
         if self.saved_at > 0:
             self.say(f"to go on: {self.how_to_go_on()}")

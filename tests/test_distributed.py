@@ -21,6 +21,8 @@ from tests.tiny_run import flags, own_base, records, tiny_config
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
 
+PATIENCE = 900  # seconds: two processes that wait for each other in vain would take 30 minutes
+
 
 @pytest.fixture(scope="module", autouse=True)
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -60,7 +62,7 @@ def test_two_ranks_are_one_with_twice_the_passes(base: Path) -> None:
     another order, and agree only up to rounding.
     """
     process = torchrun(flags(tiny_config(model_tag="two", total_batch_size=64)))
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert len(re.findall(r"^step \d", out, re.MULTILINE)) == 8  # only the first process prints
     assert "1 pass of 2 x 16 on each of 2 processes" in out
@@ -85,13 +87,13 @@ def test_two_ranks_save_together_when_asked_to_stop(base: Path) -> None:
     """torchrun passes SIGTERM on to both; they agree on the step to stop at, and one process can go on."""
     process = torchrun(flags(tiny_config(model_tag="stopped", num_iterations=100_000, eval_every=-1)))
     folder = base / "stopped"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not (folder / "metrics.jsonl").exists() or not records(folder):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     step = load_checkpoint(folder).step
     assert f"stopped by SIGTERM at step {step}" in out, err
     assert "to go on: torchrun --nproc_per_node=2 -m scripts.base_train --resume=stopped" in out
@@ -102,7 +104,7 @@ def test_two_ranks_save_together_when_asked_to_stop(base: Path) -> None:
 
 def test_an_error_is_one_line_here_too(base: Path) -> None:
     process = torchrun([*flags(tiny_config()), "--total_batch_size=96"])
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     assert "error: --total_batch_size=96 is no multiple of" in err
     assert "UserError" not in err
@@ -110,19 +112,19 @@ def test_an_error_is_one_line_here_too(base: Path) -> None:
 
 @pytest.mark.numerics
 def test_a_slow_rank_and_a_fast_one_keep_the_same_weights(base: Path, tmp_path: Path) -> None:
-    """The clock ends the run, and the first process alone writes samples and checkpoints."""
+    """Clocks that differ end the run for both, and the first process alone writes samples and checkpoints."""
     process = faulty(
         "slow",
         tmp_path,
         model_tag="slow",
         num_iterations=100_000,
-        time_limit=8,
+        time_limit=120,  # of the second process's clock, less what the last look takes
         eval_every=10,
         sample_every=10,
         save_every=10,
         keep=2,
     )
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     first, second = weights(tmp_path)
     for name in first:
@@ -137,10 +139,8 @@ def test_a_slow_rank_and_a_fast_one_keep_the_same_weights(base: Path, tmp_path: 
 
 
 def test_an_error_on_one_rank_ends_both_with_its_message(base: Path, tmp_path: Path) -> None:
-    began = time.monotonic()
     process = faulty("fail", tmp_path, model_tag="failing", num_iterations=100_000, eval_every=-1)
-    out, err = process.communicate(timeout=120)
-    assert time.monotonic() - began < 60  # most of it is starting; a hang would be 30 minutes
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     assert "MemoryError: there is no more memory on this one" in err  # of the second, with its traceback
     assert "error: process 1: there is no more memory on this one" in err  # of the first
@@ -150,7 +150,7 @@ def test_an_error_on_one_rank_ends_both_with_its_message(base: Path, tmp_path: P
 
 def test_an_evaluation_that_fails_on_one_rank_ends_nothing(base: Path, tmp_path: Path) -> None:
     process = faulty("evaluation", tmp_path, model_tag="unseen", save_every=4)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert "did not work: evaluation at step 4: process 1: a shard cannot be read" in out, err
     assert process.returncode != 0
     assert load_checkpoint(base / "unseen").step == 8
@@ -161,7 +161,7 @@ def test_an_evaluation_that_fails_on_one_rank_ends_nothing(base: Path, tmp_path:
 def test_a_signal_to_one_rank_stops_both(base: Path) -> None:
     process = torchrun(flags(tiny_config(model_tag="one-signal", num_iterations=100_000, eval_every=-1)))
     folder = base / "one-signal"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not (folder / "metrics.jsonl").exists() or not records(folder):
         assert time.monotonic() < deadline
         assert process.poll() is None
@@ -171,5 +171,5 @@ def test_a_signal_to_one_rank_stops_both(base: Path) -> None:
         process.kill()
         pytest.skip("this system does not tell which processes a process has started")
     os.kill(int(children.read_text().split()[1]), signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert f"stopped by SIGTERM at step {load_checkpoint(folder).step}" in out, err
