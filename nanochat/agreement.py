@@ -17,7 +17,7 @@ from nanochat.step import Batch
 
 Made = TypeVar("Made")
 LOOK_EVERY = 0.5  # seconds between two looks at what the other processes say
-GRACE = 10.0  # seconds for the main thread to end by itself when another process has failed
+GRACE = {"nccl": 10.0, "gloo": 120.0}  # seconds for the main thread to end when another process has failed
 
 
 def largest(values: list[float], ranks: Ranks, device: torch.device) -> list[float]:
@@ -108,9 +108,11 @@ class Companions:
         self.ranks, self.signals = ranks, signals
         self.over = threading.Event()
         self.store: Any = None
+        self.grace = 0.0
 
     def __enter__(self) -> Companions:
         if self.ranks.world_size > 1:
+            self.grace = GRACE[torch.distributed.get_backend()]
             store: Any = torch.distributed.distributed_c10d._get_default_store()
             self.store = store.clone()  # a connection of its own
             threading.Thread(target=self.listen, name="companions", daemon=True).start()
@@ -157,7 +159,7 @@ class Companions:
                     told = True
                 if message := self.failure():
                     self.signals.failure = message
-                    if not self.signals.ending.wait(GRACE):
+                    if not self.signals.ending.wait(self.grace):
                         with suppress(OSError):
                             os.write(2, f"error: {message}\n".encode())
                         os._exit(2)
