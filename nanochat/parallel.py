@@ -7,14 +7,17 @@ import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from nanochat.common import Ranks, UserError
 from nanochat.muon import Muon, orthogonalize
+
+Batch = TypeVar("Batch")
 
 
 class Kept(Protocol):
@@ -61,10 +64,12 @@ def cut_into_pieces(model: nn.Module, ranks: Ranks, device: torch.device, shards
         fully_shard(unit, mesh=mesh)
 
 
-def exchange_after(model: nn.Module, last: bool) -> None:
-    """Say before a pass whether its backward ends with the sum over all copies of the weights."""
-    if hasattr(model, "set_requires_all_reduce"):
-        model.set_requires_all_reduce(last)  # type: ignore[operator]
+def with_exchanges(model: nn.Module, batches: Iterator[Batch], count: int) -> Iterator[Batch]:
+    """The next `count` batches; before the last the model is told to sum over its copies."""
+    for done, batch in enumerate(islice(batches, count), 1):
+        if hasattr(model, "set_requires_all_reduce"):
+            model.set_requires_all_reduce(done == count)  # type: ignore[operator]
+        yield batch
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

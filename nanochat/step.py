@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nanochat.common import Ranks
 from nanochat.muon import Muon
 from nanochat.normans_gpt import GPT
-from nanochat.parallel import exchange_after, whole
+from nanochat.parallel import whole, with_exchanges
 
 Batch = tuple[Tensor, Tensor]  # inputs and targets, (B, T) int64; a target of -1 is not learned
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -111,9 +111,8 @@ def accumulate_gradients(
     every batch has the same number of targets. `part` is entered around each "forward" and "backward".
     """
     total = torch.zeros((), device=next(model.parameters()).device)
-    for done in range(1, count + 1):
+    for _ in range(count):
         inputs, targets = next(batches)
-        exchange_after(model, last=done == count)
         with part("forward"), autocast():
             loss = model(inputs, targets)
         with part("backward"):
@@ -154,6 +153,7 @@ class Stepper:
         one_step: float = 1.0,
     ) -> Outcome:
         """Take step number `step` on the next `passes` batches; `done` and `one_step` are the schedule's."""
+        batches = with_exchanges(self.model, batches, passes)
         loss = accumulate_gradients(self.model, batches, passes, self.autocast, self.part)
         with self.part("clipping"):
             length = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf)

@@ -217,6 +217,7 @@ class Muon(torch.optim.Optimizer):
         """
         super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps})
         self.ns_dtype = ns_dtype  # no part of the state: a run may go on where the other format is fast
+        self.orthogonalize = orthogonalize  # several processes may share this work
         for group in self.param_groups:
             for p in group["params"]:
                 if p.ndim != 2:
