@@ -290,6 +290,19 @@ def give_gradients(ps: Sequence[nn.Parameter], turn: int) -> None:
         p.grad = noise(*p.shape, name=f"gradient {turn} of {n}")
 
 
+def step_with_a_closure(m: ModuleType) -> dict[str, Any]:
+    ps = muon_parameters()
+    optimizer = m.Muon(ps, lr=0.1, ns_dtype=torch.float32)
+
+    def closure() -> float:
+        loss = (ps[0] * noise(4, 4, name="direction")).sum()
+        torch.autograd.backward(loss)
+        return 2.5
+
+    got = optimizer.step(closure)
+    return {"what comes back": str(got), "the parameter": ps[0]}
+
+
 def probe_muon(m: ModuleType) -> Iterator[Case]:
     def run(turns: int, **settings: Any) -> dict[str, Any]:
         ps = muon_parameters()
@@ -325,18 +338,6 @@ def probe_muon(m: ModuleType) -> Iterator[Case]:
             "whether gradients are unchanged": same,
         }
 
-    def closed() -> dict[str, Any]:
-        ps = muon_parameters()
-        optimizer = m.Muon(ps, lr=0.1, ns_dtype=torch.float32)
-
-        def closure() -> float:
-            loss = (ps[0] * noise(4, 4, name="direction")).sum()
-            torch.autograd.backward(loss)
-            return 2.5
-
-        got = optimizer.step(closure)
-        return {"what comes back": str(got), "the parameter": ps[0]}
-
     yield Case("one step", partial(run, 1))
     yield Case("three steps", partial(run, 3))
     yield Case("a rate of 0.01", partial(run, 1, lr=0.01))
@@ -344,7 +345,7 @@ def probe_muon(m: ModuleType) -> Iterator[Case]:
     yield Case("two iterations", partial(run, 1, ns_steps=2))
     yield Case("two groups with other settings", groups)
     yield Case("one parameter without a gradient", without)
-    yield Case("a closure", closed)
+    yield Case("a closure", partial(step_with_a_closure, m))
 
 
 def probe_schedule(m: ModuleType) -> Iterator[Case]:
