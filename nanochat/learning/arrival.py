@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from nanochat import system
+from nanochat import loss, system
 from nanochat.common import UserError
 from nanochat.learning.court import Arrival
 from nanochat.learning.hybrid import PACKAGE
@@ -148,8 +148,14 @@ def _explain_end(path: Path, code: int | None, notes: str, time_limit: float) ->
     return f"{place}: importing the file ends the process, with exit status {code}; {MAIN}"
 
 
+def call_at_once(function: Callable[..., Any], *arguments: Any, **_: Any) -> Any:
+    """In place of torch's checkpoint, which imports the compiler to ask for a setting; saves no memory."""
+    return function(*arguments)
+
+
 def leave_the_compiler_out() -> None:
-    """Let optimizers and meta tensors be made without importing torch._dynamo, where nothing is compiled."""
+    """Let optimizers, meta tensors and losses do without torch._dynamo, where nothing is compiled."""
+    vars(loss)["checkpoint"] = call_at_once
     for wrapper in gc.get_objects():
         code = wrapper.__code__ if type(wrapper) is FunctionType else None
         if code and code.co_filename.endswith("_compile.py") and "fn" in code.co_freevars:

@@ -80,10 +80,12 @@ def test_the_line_is_named(tmp_path: Path, end: str) -> None:
     assert first <= int(place.rpartition(":")[2]) <= path.read_text().count("\n")
 
 
-def test_optimizers_are_made_without_the_compiler() -> None:
+def test_functions_are_judged_without_the_compiler() -> None:
     code = (
-        "import sys, torch; from nanochat.learning.arrival import leave_the_compiler_out as leave; leave(); "
-        "torch.optim.AdamW([torch.ones(1, requires_grad=True)]).zero_grad(); "
+        "import sys; from nanochat.learning.arrival import leave_the_compiler_out as leave; leave(); "
+        "from tests.learning.rewriting import BOOK, SECOND_BOOK, verdict_on; "
+        "two = [verdict_on(BOOK, 'GPT.forward'), verdict_on(SECOND_BOOK, 'save')]; "
+        "assert {one.status for one in two} == {'passed'}; "
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
