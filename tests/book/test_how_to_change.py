@@ -96,10 +96,10 @@ def test_write_a_chapter(copy: Path) -> None:
 def test_the_change_of_the_tutorial(copy: Path) -> None:
     page = (PROJECT / "lit" / "02-five-minutes.md").read_text()
     match = re.search(
-        r"Open\s+`(\S+)` in an editor, find\s+`(\S+)` in the fragment\s+`(\S+)`, and\s+remove it", page
+        r"Open\s+`(\S+)` in an editor, find\s+`(\S+)` in the code of\s+`(\S+)`, and\s+remove it", page
     )
     assert match
-    path, word, fragment = copy / match[1], match[2], match[3]
+    path, word, fragment = copy / match[1], match[2], match[3].lower().replace(".", "-")
     head, body = path.read_text().split(f"#{fragment} ")
     assert body.split("\n```\n")[0].count(word) == 1
     path.write_text(f"{head}#{fragment} {body.replace(word, '', 1)}")
