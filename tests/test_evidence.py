@@ -828,8 +828,9 @@ def test_ones_own_question_gets_the_same_treatment(
     said = capsys.readouterr().out
     text = out.read_text()
     assert text in said
-    assert said.index(" hours") < said.index("# What does softcap=none change?")
+    assert said.index(" minutes") < said.index("# What does softcap=none change?")
     assert "loss with softcap=none, yours" in text
+    assert "]()" not in text
     assert "| 0.5 |" in text
 
 

@@ -149,6 +149,7 @@ def between(low: str, high: str) -> str:
 
 
 def hours(seconds: tuple[float, float], workers: int) -> str:
-    """A range of times."""
-    low, high = (f"{part / workers / 3600:.1f}" for part in seconds)
-    return f"{between(low, high)} hours"
+    """A range of times, in minutes if it ends within the hour."""
+    unit, name = (3600, "hours") if seconds[1] / workers >= 3600 else (60, "minutes")
+    low, high = (f"{part / workers / unit:.1f}" for part in seconds)
+    return f"{between(low, high)} {name}"

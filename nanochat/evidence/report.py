@@ -37,7 +37,7 @@ def overview_table(summary: dict[str, Any]) -> str:
     lines.append("|---|---|---|---|---|---|---|")
     numbers = itertools.count(1)
     for row in summary["experiments"]:
-        question = f"[{row['question']}]({row['answer']})"
+        question = f"[{row['question']}]({row['answer']})" if row["answer"] else row["question"]
         cells = [
             [str(next(numbers)), about_of(c), c["expected"], f"{c['margin']:g}", effect(c), verdict_of(c)]
             for c in row["comparisons"]
