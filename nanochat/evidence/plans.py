@@ -82,11 +82,13 @@ class Pace:
 
     def seconds(self, trial: Trial) -> float:
         """What a trial will take."""
-        setting, kinds = trial.settings[0], (of_size, of_format)
+        setting = trial.settings[0]
         sizes = of_size(setting)
         if sizes not in self.known:
-            found = ([speed for other, speed in self.timed if kind(other) == kind(setting)] for kind in kinds)
-            self.known[sizes] = next((median(speeds) for speeds in found if speeds), self.assumed(setting))
+            alike = [speed for other, speed in self.timed if of_size(other) == sizes]
+            others = [speed for other, speed in self.timed if other.dtype == setting.dtype]
+            # Of other sizes the fastest: what slows small models down is not there in larger ones.
+            self.known[sizes] = median(alike) if alike else max(others, default=self.assumed(setting))
         return operations(trial) / self.known[sizes]
 
     def assumed(self, setting: Setting) -> float:
@@ -104,13 +106,8 @@ class Pace:
         )
 
 
-def of_format(setting: Setting) -> Setting:
-    """What two settings have in common that multiply in the same format."""
-    return Setting(dtype=setting.dtype)
-
-
 def of_size(setting: Setting) -> Setting:
-    """What two settings have in common whose models are of one size as well."""
+    """What two settings have in common whose models are of one size and multiply in the same format."""
     usual = usual_start(setting)
     return Setting(
         usual.n_layer, usual.n_embd, usual.n_head, vocab_size=usual.vocab_size, dtype=setting.dtype
