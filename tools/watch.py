@@ -20,17 +20,36 @@ def is_of_the_book(root: Path, path: str) -> bool:
     return place.parent == root / FOLDER and place.suffix == ".md" and not is_left_over(place.name)
 
 
+def folders_of(root: Path) -> dict[Path, int]:
+    """The folders to be watched that are there, and which folder each is: another one can take its name."""
+    return {folder: folder.stat().st_ino for folder in (root, root / FOLDER) if folder.is_dir()}
+
+
 def saves(root: Path) -> Iterator[None]:
-    """Return once for each batch of changes to the book, for ever. The folder lit/ may go and come back."""
+    """Return once for each batch of changes to the book, for ever. The folder lit/ may go and come back.
+
+    Nobody hears of a folder that comes or goes while a watch is being set up. So the folders are looked at twice
+    a second as well, and compared with those that the watch began with.
+    """
+
+    def wanted(_: Change, path: str) -> bool:
+        return is_of_the_book(root, path)
+
     while True:
-        folders = [folder for folder in (root, root / FOLDER) if folder.is_dir()]
-
-        def wanted(_: Change, path: str) -> bool:
-            return is_of_the_book(root, path)
-
-        for _ in watch(*folders, watch_filter=wanted, recursive=False, raise_interrupt=True, debounce=200):
-            yield
-            if len(folders) != 1 + (root / FOLDER).is_dir():
+        watched = folders_of(root)
+        for changes in watch(
+            *watched,
+            watch_filter=wanted,
+            recursive=False,
+            raise_interrupt=True,
+            debounce=200,
+            rust_timeout=500,
+            yield_on_timeout=True,
+        ):
+            moved = folders_of(root) != watched
+            if changes or moved:
+                yield
+            if moved:
                 break  # watch the new lit/, or no longer the old one
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import tools.watch
 from tests.book.conftest import PYTHON, Project
 from tests.book.test_bad_books import BAD
 from tools.__main__ import tangle
-from tools.watch import follow, is_of_the_book
+from tools.watch import follow, is_of_the_book, saves
 
 FIRST, TARGET = "lit/10-first.md", "nanochat/alpha.py"
 
@@ -74,6 +75,34 @@ def test_what_the_system_refuses_is_one_line(project: Project) -> None:
 )
 def test_what_is_watched(path: str, answer: bool) -> None:
     assert is_of_the_book(Path("/x"), f"/x/{path}") is answer
+
+
+@pytest.mark.parametrize("before", ["absent", "there"])
+def test_a_folder_that_comes_while_the_watch_is_set_up_is_seen(
+    before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No event tells of it, neither of one that comes nor of one that takes the other's place."""
+    lit, away = tmp_path / "lit", tmp_path / "away"
+    away.mkdir()
+    if before == "there":
+        lit.mkdir()
+    watched: list[tuple[Path, ...]] = []
+
+    def watch(*folders: Path, **given: object) -> Iterator[set[object]]:
+        watched.append(folders)
+        assert given.get("yield_on_timeout"), "nothing is heard, so it waits for ever"
+        assert len(watched) < 2, "the change was not seen"
+        if before == "there":
+            lit.rmdir()
+        away.rename(lit)
+        yield set()
+
+    monkeypatch.setattr(tools.watch, "watch", watch)
+    seen = saves(tmp_path)
+    next(seen)
+    monkeypatch.setattr(tools.watch, "watch", lambda *folders, **_: watched.append(folders) or [{"a change"}])
+    next(seen)
+    assert watched[1:] == [(tmp_path, lit)]
 
 
 def test_for_real(standalone: Project) -> None:
