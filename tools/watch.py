@@ -28,8 +28,8 @@ def folders_of(root: Path) -> dict[Path, int]:
 def saves(root: Path) -> Iterator[None]:
     """Return once for each batch of changes to the book, for ever. The folder lit/ may go and come back.
 
-    Nobody hears of a folder that comes or goes while a watch is being set up. So the folders are looked at twice
-    a second as well, and compared with those that the watch began with.
+    Nobody hears of a folder that comes or goes while a watch is being set up. So the folders are looked at
+    twice a second as well, and compared with those that the watch began with.
     """
 
     def wanted(_: Change, path: str) -> bool:
