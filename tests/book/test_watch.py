@@ -100,7 +100,12 @@ def test_a_folder_that_comes_while_the_watch_is_set_up_is_seen(
     monkeypatch.setattr(tools.watch, "watch", watch)
     seen = saves(tmp_path)
     next(seen)
-    monkeypatch.setattr(tools.watch, "watch", lambda *folders, **_: watched.append(folders) or [{"a change"}])
+
+    def watch_again(*folders: Path, **_: object) -> Iterator[set[object]]:
+        watched.append(folders)
+        yield {"a change"}
+
+    monkeypatch.setattr(tools.watch, "watch", watch_again)
     next(seen)
     assert watched[1:] == [(tmp_path, lit)]
 
