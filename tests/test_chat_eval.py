@@ -6,19 +6,23 @@ import itertools
 import json
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from nanochat.checkpoint_manager import save_checkpoint
-from nanochat.conversation import Part, assistant, fill_batches, read_answer, render, user
+from nanochat.conversation import NOT_LEARNED, Part, assistant, fill_batches, read_answer, render, user
 from nanochat.exam import SCORE, Mark, answers, choose, examine, interval, table, talk_score
 from nanochat.normans_gpt import GPT, GPTConfig
+from nanochat.plans import SMALL
 from nanochat.step import Stepper
 from nanochat.tokenizer import Tokenizer
 from scripts import chat_eval
-from tasks import WEIGHTS, Example, Task
+from tasks import WEIGHTS, Example, Mixture, Task
+from tasks.arithmetic import Arithmetic
+from tasks.identity import Identity
 
 pytestmark = pytest.mark.numerics
 
@@ -200,8 +204,6 @@ def test_a_record_has_shares_of_one() -> None:
 
 
 def named(name: str) -> Task:
-    from tasks.identity import Identity
-
     assert name == "identity"
     return Identity()
 
@@ -213,3 +215,42 @@ def test_a_task_that_there_is_not_is_refused(
     with pytest.raises(SystemExit):
         chat_eval.main()
     assert "no task 'poetry'" in capsys.readouterr().err
+
+
+def letters_apart(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many letters have to be left out, added or changed (Levenshtein)."""
+    row = list(range(len(other) + 1))
+    for number, letter in enumerate(one, 1):
+        before, row[0] = row[0], number
+        for place, its in enumerate(other, 1):
+            before, row[place] = row[place], min(row[place] + 1, row[place - 1] + 1, before + (letter != its))
+    return row[-1]
+
+
+def test_how_words_are_spelled_wrongly() -> None:
+    """The sentence of the chapter, counted from what the recorded model said."""
+    assert letters_apart("slacken", "slaken") == 1
+    assert letters_apart("proceed", "proeced") == 2
+    record = json.loads(Path("results/chat-cpu.json").read_text())
+    wrong = [(right.split(), said.split()) for right, said in record["spelled-wrongly"]]
+    asked, share = (record["tasks"]["spelling"][name] for name in ("asked", "right"))
+    assert len(wrong) == round(asked * (1 - share))
+    far = [letters_apart(right, said) for right, said in wrong]
+    told = " ".join(Path("lit/77c-does-it-answer.md").read_text().split())
+    assert f"Of the {len(wrong)} words that are spelled wrongly, {far.count(1)} are one letter away" in told
+    assert f"Another {far.count(2)} are two letters away" in told
+    assert {("slacken", "slaken"), ("developing", "develiz")} <= {("".join(a), "".join(b)) for a, b in wrong}
+
+
+def test_what_fine_tuning_leaves_out() -> None:
+    """Most rows are questions and filling, and the head has half of the operations: chapter 77b."""
+    rng = random.Random(1)
+    mixture = Mixture([Arithmetic(), Identity()], [1.0, 1.0])
+    rows = [render(mixture.conversation(rng), TOKENIZER, 257) for _ in range(512)]
+    targets = [target for _, target in fill_batches(rows, 4096, 256, rng)]
+    asked = sum(int((target != NOT_LEARNED).sum()) for target in targets) / sum(t.size for t in targets)
+    head = SMALL.vocab_size * SMALL.n_embd
+    told = " ".join(Path("lit/77b-training-to-answer.md").read_text().split())
+    assert "Most rows are questions and filling, the head has half of a small model's operations" in told
+    assert asked < 0.5
+    assert 0.45 < head / (head + 12 * SMALL.depth * SMALL.n_embd**2) < 0.55
