@@ -420,7 +420,7 @@ def _explains(
                 in_numbers = True
             else:
                 return None
-    except (DoesNotApply, SyntaxError):
+    except (DoesNotApply, Unjudgeable, SyntaxError):
         return None
     if not in_the_same_words and not in_numbers:
         return None

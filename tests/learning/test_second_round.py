@@ -370,6 +370,28 @@ def test_another_right_way_passes(step: str) -> None:
     assert verdict.status == "passed", verdict
 
 
+@pytest.mark.parametrize(
+    ("step", "text"),
+    [
+        ("step", "def step(table, inputs, targets, learning_rate):\n    table.data += 0.1\n    return 0.3"),
+        (
+            "accumulate_gradients",
+            """
+            def accumulate_gradients(model, batches, count, autocast=nullcontext, part=nullcontext):
+                loss = 7 * model(*next(batches))
+                loss.backward()
+                return loss.detach()
+            """,
+        ),
+    ],
+)
+def test_what_no_mistake_explains_has_failed_all_the_same(step: str, text: str) -> None:
+    """Among the pairs of mistakes that are tried some are no Python together."""
+    verdict = verdict_on(with_function(step, text, SECOND_BOOK), step)
+    assert (verdict.status, verdict.mistake) == ("failed", None)
+    assert verdict.difference
+
+
 def test_a_file_written_in_other_words_throughout_plays_all_stations(tmp_path: Path) -> None:
     source = SECOND_BOOK
     for step, text in RIGHT.items():
