@@ -21,8 +21,10 @@ import torch
 from torch import nn
 
 from nanochat import system
+from nanochat.agreement import from_the_first
 from nanochat.common import (
     CannotWrite,
+    Ranks,
     UserError,
     base_dir,
     cannot_write,
@@ -379,8 +381,11 @@ class InPieces:
         self.folder, self.step = folder, step
         self.described, state = named_tensors(model, optimizers)
         state.update({f"extra.{name}": tensor for name, tensor in tensors.items()})
-        self.place = folder / unused_name(folder, "pieces", step)
-        self.rank = torch.distributed.get_rank() if group is not None else 0
+        self.ranks = Ranks()
+        if group is not None:
+            rank, world = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+            self.ranks = Ranks(rank, world_size=world)
+        self.place = folder / from_the_first(lambda: unused_name(folder, "pieces", step), self.ranks)
         done = begin_to_write(state, self.place, group)
         pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.own: Future[dict[str, Any]] = pool.submit(self.describe_own, done)
@@ -391,7 +396,7 @@ class InPieces:
         try:
             done.result()
             files = {}
-            for path in self.place.glob(f"shard-{self.rank + 1:05d}-*.safetensors"):
+            for path in self.place.glob(f"shard-{self.ranks.rank + 1:05d}-*.safetensors"):
                 data = path.read_bytes()
                 about = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
                 files[f"{self.place.name}/{path.name}"] = about
@@ -408,20 +413,27 @@ class InPieces:
 
         Raises CannotWrite in all of them if one could not write; then the older checkpoint is the newest.
         """
-        said: list[dict[str, Any]] = [self.own.result()]
-        if torch.distributed.is_initialized():
-            said = [{}] * torch.distributed.get_world_size()
+        said = [self.own.result()] * self.ranks.world_size
+        if self.ranks.world_size > 1:
             torch.distributed.all_gather_object(said, self.own.result())
         errors = [f"process {rank}: {one['error']}" for rank, one in enumerate(said) if "error" in one]
+        if not errors:
+            files = {name: about for one in said for name, about in one["files"].items()}
+            errors = from_the_first(lambda: self.name_files(files, meta), self.ranks)
         if errors:
             raise CannotWrite(f"{self.place} is not whole, and nothing names it: {errors[0]}")
-        if self.rank == 0:
-            files = {name: about for one in said for name, about in one["files"].items()}
+
+    def name_files(self, files: dict[str, Any], meta: dict[str, Any]) -> list[str]:
+        """Write the JSON; in the first process. Gives what went wrong, to be told to the others."""
+        record = {"format": FORMAT, "step": self.step, "files": files, "optimizers": self.described}
+        try:
             system.flush_folder(self.place)
             system.flush_folder(self.folder)
-            record = {"format": FORMAT, "step": self.step, "files": files, "optimizers": self.described}
             write_atomically(self.folder / file_name("meta", self.step), signed({**record, "meta": meta}))
-            remove_unnamed(self.folder, self.step, files)
+        except (CannotWrite, OSError) as error:
+            return [f"process {self.ranks.rank}: {error}"]
+        remove_unnamed(self.folder, self.step, files)
+        return []
 
 
 def named_tensors(

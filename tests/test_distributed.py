@@ -84,8 +84,12 @@ def test_two_ranks_are_one_with_twice_the_passes(base: Path) -> None:
 
 
 def test_two_ranks_save_together_when_asked_to_stop(base: Path) -> None:
-    """torchrun passes SIGTERM on to both; they agree on the step to stop at, and one process can go on."""
-    process = torchrun(flags(tiny_config(model_tag="stopped", num_iterations=100_000, eval_every=-1)))
+    """torchrun passes SIGTERM on to both; they agree on the step to stop at, and one process can go on.
+
+    Weights lie in pieces here. Both have written theirs, between looks, in the background; the last is whole.
+    """
+    often = {"shard": 2, "eval_every": 2, "sample_every": 2, "save_every": 1, "keep": 1}
+    process = torchrun(flags(tiny_config(model_tag="stopped", num_iterations=100_000, **often)))
     folder = base / "stopped"
     deadline = time.monotonic() + PATIENCE
     while not (folder / "metrics.jsonl").exists() or not records(folder):
@@ -96,6 +100,9 @@ def test_two_ranks_save_together_when_asked_to_stop(base: Path) -> None:
     out, err = process.communicate(timeout=PATIENCE)
     step = load_checkpoint(folder).step
     assert f"stopped by SIGTERM at step {step}" in out, err
+    assert "did not work" not in out + err
+    assert load_checkpoint(folder).meta["decisions"]["shards"] == 2
+    assert len(list((folder / f"pieces_{step:06d}").iterdir())) == 2
     assert "to go on: torchrun --nproc_per_node=2 -m scripts.base_train --resume=stopped" in out
     assert "SIGTERM: finishing this step, then saving" in err
     result = train(tiny_config(resume="stopped", num_iterations=step + 1, eval_every=-1))

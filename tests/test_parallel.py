@@ -20,10 +20,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nanochat import normans_gpt
+from nanochat import checkpoint_manager, normans_gpt
 from nanochat.checkpoint_manager import InPieces, convert, load_checkpoint, saved_steps
 from nanochat.cluster import FLOAT32, Division, activations, communication, memory
-from nanochat.common import CannotWrite, Ranks, UserError
+from nanochat.common import CannotWrite, Ranks, UserError, write_atomically
 from nanochat.loss_eval import evaluate_bpb
 from nanochat.muon import Muon, orthogonalize
 from nanochat.normans_gpt import GPT
@@ -211,24 +211,38 @@ def costs(stepper: Stepper) -> dict[str, Any]:
     }
 
 
+def refuse_to_write(path: Path, data: bytes | str) -> None:
+    """In place of `write_atomically`, on a disk that is full."""
+    raise CannotWrite(f"no space for {path.name}")
+
+
 def pieces(folder: Path, ranks: Ranks, shards: int) -> dict[str, Any]:
-    """Four processes write; all divisions read what they wrote; a save that fails in one is none."""
+    """Four processes write; all divisions read what they wrote; a save that fails in one is none.
+
+    One of the four would choose another folder; in the second save a file fails, in the third the JSON.
+    """
     stepper = stepper_of(ranks, shards, torch.float32)
     group = torch.distributed.new_group(backend="gloo")
     seen: dict[str, Any] = {}
     if (ranks.world_size, shards) == (4, 4):
         train(stepper)
         extra = {"cpu": torch.get_rng_state()} if ranks.first else {}
-        for step in (1, 2):
+        seen["errors"] = []
+        if ranks.rank == 3:  # which finds the usual name taken, as if the others had made their folder
+            checkpoint_manager.unused_name = lambda folder, kind, step: f"{kind}_{step:06d}-2"
+        for step in (1, 2, 3):
             one = InPieces(folder, step, stepper.model, stepper.optimizers, extra, group)
             if step == 2 and ranks.rank == 3:
                 one.own.result()
                 one.own = Future()
                 one.own.set_result({"error": "no space left"})
+            if step == 3 and ranks.first:
+                checkpoint_manager.write_atomically = refuse_to_write
             try:
                 one.finish({"parameters": step})
             except CannotWrite as error:
-                seen["error"] = str(error)
+                seen["errors"].append(str(error))
+            checkpoint_manager.write_atomically = write_atomically
     else:
         assert isinstance(stepper.model, GPT)
         go_on_with(load_checkpoint(folder, leave_pieces=True), stepper.model, stepper.optimizers)
@@ -436,7 +450,9 @@ def test_a_save_that_fails_in_one_process_leaves_the_older_one(folder: Path) -> 
     assert (folder / "run" / "pieces_000002").is_dir()  # three of four pieces at least
     assert saved_steps(folder / "run") == [1]
     for one in seen_by(folder, 4, 4):
-        assert "process 3: no space left" in one["pieces"]["error"]
+        a_file, the_json = one["pieces"]["errors"]
+        assert "process 3: no space left" in a_file
+        assert "process 0: no space for meta_000003.json" in the_json
 
 
 def test_a_damaged_piece_is_named(folder: Path, tmp_path: Path) -> None:
