@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nanochat.common import UserError
+from nanochat.common import UserError, base_dir
 from nanochat.evidence.declared import (
     FILE,
     declaration_of,
@@ -124,7 +125,8 @@ def commit(root: Path, path: str, text: str) -> str:
     (root / path).write_text(text, encoding="utf-8")
     who = ["-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run(["git", "add", "-A"], cwd=root, check=True)
-    subprocess.run(["git", *who, "commit", "-qm", "x"], cwd=root, check=True)
+    when = ["--date", "2026-11-27T19:00:00+00:00"]
+    subprocess.run(["git", *who, "commit", "-qm", "x", *when], cwd=root, check=True)
     found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, check=True, capture_output=True, text=True)
     return found.stdout.strip()
 
@@ -132,35 +134,61 @@ def commit(root: Path, path: str, text: str) -> str:
 PLACE = "results/declared-softcap.json"
 
 
+def recorded(checksum: str, started: str = "2026-11-27T20:00:00+00:00") -> dict[str, str]:
+    """What a record says of its declaration and its beginning."""
+    return {"declaration": checksum, "declared": "2026-11-27", "started": started}
+
+
 def test_a_record_after_its_declaration_is_accepted_and_one_before_is_refused(project: Path) -> None:
     one = DECLARED.experiment("softcap")
-    record = {"declaration": one.checksum, "declared": "2026-11-27", "started": "2026-11-27T20:00:00"}
+    record = recorded(one.checksum)
     assert too_old(project, one, record, PLACE) is None  # not committed yet
-    commit(project, PLACE, f'"{one.checksum}"')
+    commit(project, PLACE, json.dumps(record))
     assert too_old(project, one, record, PLACE) is None
     other = declaration_of(TEXT.replace("softcap = 0.0", "softcap = 30.0", 1)).experiment("softcap")
-    commit(project, PLACE, f'"{other.checksum}"')
+    late = recorded(other.checksum)
+    commit(project, PLACE, json.dumps(late))
     since = commit(project, FILE, TEXT.replace("softcap = 0.0", "softcap = 30.0", 1))
     assert declared_at(project, other) == since
-    late = {**record, "declaration": other.checksum}
     assert "not after its declaration" in (too_old(project, other, late, PLACE) or "")
+    anew = recorded(other.checksum, "2026-11-27T21:00:00+00:00")  # run again: another record in its place
+    assert too_old(project, other, anew, PLACE) is None  # not committed yet
+    commit(project, PLACE, json.dumps(anew))
+    assert too_old(project, other, anew, PLACE) is None
+
+
+def test_a_record_of_trials_from_before_its_declaration_was_written_is_refused(project: Path) -> None:
+    """Kept trials under a margin that was changed after they had been seen."""
+    one = DECLARED.experiment("softcap")
+    early = recorded(one.checksum, "2026-11-27T18:59:59+00:00")
+    assert "before its declaration was written" in (too_old(project, one, early, PLACE) or "")
+    commit(project, PLACE, json.dumps(early))
+    assert "before its declaration was written" in (too_old(project, one, early, PLACE) or "")
+
+
+def test_in_a_shallow_copy_the_dates_have_to_do(project: Path, tmp_path: Path) -> None:
+    one = DECLARED.experiment("softcap")
+    commit(project, PLACE, json.dumps(recorded(one.checksum)))
+    copy = tmp_path / "copy"
+    subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{project}", str(copy)], check=True)
+    assert too_old(copy, one, recorded(one.checksum), PLACE) is None
+    assert "before the declaration" in (too_old(copy, one, recorded(one.checksum, "2026-11-26"), PLACE) or "")
 
 
 def test_a_record_in_the_very_commit_of_its_declaration_is_refused(tmp_path: Path) -> None:
     one = DECLARED.experiment("softcap")
     subprocess.run(["git", "init", "-q", "."], cwd=tmp_path, check=True)
     (tmp_path / "results").mkdir()
-    (tmp_path / PLACE).write_text(f'"{one.checksum}"', encoding="utf-8")
+    (tmp_path / PLACE).write_text(json.dumps(recorded(one.checksum)), encoding="utf-8")
     commit(tmp_path, FILE, TEXT)
-    record = {"declaration": one.checksum, "declared": "2026-11-27", "started": "2026-11-27T20:00:00"}
-    assert "not after its declaration" in (too_old(tmp_path, one, record, PLACE) or "")
+    assert "not after its declaration" in (too_old(tmp_path, one, recorded(one.checksum), PLACE) or "")
 
 
 def test_without_git_the_dates_have_to_do(tmp_path: Path) -> None:
     one = DECLARED.experiment("softcap")
-    record = {"declaration": one.checksum, "declared": "2026-11-27", "started": "2026-11-26T20:00:00"}
-    assert "before the declaration" in (too_old(tmp_path, one, record, PLACE) or "")
-    assert too_old(tmp_path, one, {**record, "started": "2026-11-28T00:00:00"}, PLACE) is None
+    early, late = (recorded(one.checksum, f"2026-11-{day}T20:00:00+00:00") for day in (26, 28))
+    assert "before the declaration" in (too_old(tmp_path, one, early, PLACE) or "")
+    assert too_old(tmp_path, one, late, PLACE) is None
 
 
 def test_make_check_refuses_a_record_that_is_damaged_or_too_old(tmp_path: Path) -> None:
@@ -177,6 +205,7 @@ def test_make_check_refuses_a_record_that_is_damaged_or_too_old(tmp_path: Path) 
     (line,) = refused_records(tmp_path)
     assert line.startswith(PLACE)
     assert "before the declaration" in line
+    assert f"move the trials that are kept in {base_dir() / 'evidence'}" in line
     (tmp_path / PLACE).write_text(old.replace("11-26", "11-28"), encoding="utf-8")
     assert refused_records(tmp_path) == []
 

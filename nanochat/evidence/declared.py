@@ -10,16 +10,18 @@ import json
 import subprocess
 import tomllib
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nanochat.common import UserError, nearest
+from nanochat.common import UserError, base_dir, nearest
 from nanochat.evidence.settings import Setting, refuse_impossible
 from nanochat.provenance import ROOT
 
 FILE = "nanochat/evidence/declared.toml"
 BPB = "bits per byte"
 DEVICES = ("cpu", "cuda")
+TAKE_AWAY = "Take it away. To run it again, first move the trials that are kept in"
 WORDS = ("question", "answer", "claim")  # sentences: rewording them does not change what is run
 
 
@@ -216,20 +218,22 @@ def too_old(root: Path, one: Experiment, record: dict[str, Any], path: str) -> s
     """How a record comes before the declaration that it claims to test; None if it does not."""
     if record["declaration"] != one.checksum:
         return None  # then it is stale, and says so itself
-    if record["started"][:10] < record["declared"]:
-        return f"it was begun on {record['started'][:10]}, before the declaration of {record['declared']}"
-    since, commits = declared_at(root, one), commits_of(root, path)
-    if not commits:
-        return None  # not committed yet, or there is no git
+    started = record["started"]
+    if started[:10] < record["declared"]:
+        return f"it was begun on {started[:10]}, before the declaration of {record['declared']}"
+    if (git(root, "rev-parse", "--is-shallow-repository") or "").strip() != "false":
+        return None  # no git, or only the end of its history: the dates have to do
+    since = declared_at(root, one)
+    holding = [c for c in commits_of(root, path) if in_commit(root, c, path, one.checksum, started)]
     if since is None:
-        return "its declaration is in no commit"
+        return "its declaration is in no commit" if holding else None
+    written = int(git(root, "log", "-1", "--format=%at", since) or 0)
+    if datetime.fromisoformat(started).timestamp() < written:
+        return f"its first trial began at {started}, before its declaration was written in {since[:10]}"
     order = (git(root, "rev-list", "--topo-order", "HEAD") or "").split()
-    if since not in order or commits[-1] not in order:
-        return None  # a shallow copy: the dates have to do
-    first = next(c for c in reversed(commits) if in_commit(root, c, path, one.checksum))
-    if order.index(since) > order.index(first):
-        return None
-    return f"it was committed in {first[:10]}, not after its declaration in {since[:10]}"
+    if not holding or order.index(since) > order.index(holding[-1]):
+        return None  # not committed yet, or after its declaration
+    return f"it was committed in {holding[-1][:10]}, not after its declaration in {since[:10]}"
 
 
 def record_name(one: Experiment, device: str = "cpu") -> str:
@@ -248,13 +252,16 @@ def refused_records(root: Path = ROOT) -> list[str]:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             reason = too_old(root, one, record, name)
+            advice = f"{TAKE_AWAY} {base_dir() / 'evidence'} elsewhere"
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = f"it is damaged ({type(error).__name__}: {str(error).splitlines()[0]})"
+            advice = "Bring it back with git, or run it again"
         if reason:
-            lines.append(f"{name} is no evidence: {reason}. Take it away, or run it again")
+            lines.append(f"{name} is no evidence: {reason}. {advice}")
     return lines
 
 
-def in_commit(root: Path, commit: str, path: str, checksum: str) -> bool:
-    """Whether a file held this checksum in a commit."""
-    return checksum in (git(root, "show", f"{commit}:{path}") or "")
+def in_commit(root: Path, commit: str, path: str, *words: str) -> bool:
+    """Whether a file held all of these words in a commit."""
+    text = git(root, "show", f"{commit}:{path}") or ""
+    return all(word in text for word in words)
