@@ -68,7 +68,7 @@ numbers: environment ## write into the chapters what the records in results/ say
 pictures: environment ## draw the book's pictures again, those that would look different
 	@.venv/bin/python -m tools.pictures
 
-evidence: environment ## run the declared experiments that are missing or stale; --plan says how long (hours)
+evidence: environment ## run the declared experiments that are missing or stale (hours; it says how many first)
 	@.venv/bin/python -m scripts.experiment
 
 compare: environment ## train the book's model and the reference side by side, in turns; some ten minutes

@@ -62,7 +62,7 @@ def compare(root: Path, outputs: dict[str, Output]) -> list[str]:
 
 
 def stale_evidence(root: Path) -> list[str]:
-    """Each answer whose experiment has to be run again. Named, not refused: running all takes an hour."""
+    """Each answer whose experiment has to be run again. Named, not refused: running all takes hours."""
     if not (root / "nanochat" / "evidence").is_dir():
         return []
     # Not at the top, and by name: it belongs to what is checked, and has types of the other environment.
