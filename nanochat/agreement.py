@@ -102,7 +102,7 @@ class OtherFailed(UserError):
 
 
 class Companions:
-    """While active, what ends one process ends all of them within seconds, with its message."""
+    """While active, what ends one process ends all of them, at the latest after GRACE, with its message."""
 
     def __init__(self, ranks: Ranks, signals: Signals) -> None:
         self.ranks, self.signals = ranks, signals

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from nanochat.common import UserError
+
 
 @dataclass(frozen=True)
 class Division:
@@ -17,6 +19,15 @@ class Division:
     def owned(self, count: int) -> int:
         """Of so many matrices of one shape, those that each process orthogonalizes."""
         return -(-count // self.gpus)
+
+
+def refuse_uneven_groups(shards: int, processes: int) -> None:
+    """Raise UserError, with the sizes that fit, unless the processes divide into groups of so many."""
+    if processes % shards:
+        fitting = ", ".join(str(n) for n in range(1, processes + 1) if processes % n == 0)
+        raise UserError(
+            f"--shard={shards}: {processes} processes do not divide into such groups: take {fitting}"
+        )
 
 
 @dataclass(frozen=True)

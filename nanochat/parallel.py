@@ -14,7 +14,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import nn
 
-from nanochat.common import Ranks, UserError
+from nanochat.cluster import refuse_uneven_groups
+from nanochat.common import Ranks
 from nanochat.muon import Muon, orthogonalize
 
 Batch = TypeVar("Batch")
@@ -37,9 +38,7 @@ def shards_for(wanted: int, parameters: int, ranks: Ranks) -> int:
     world = ranks.world_size
     here = int(os.environ.get("LOCAL_WORLD_SIZE") or world)
     shards = wanted or (here if parameters >= CUT_FROM and world % here == 0 else 1)
-    if world % shards:
-        fitting = ", ".join(str(n) for n in range(1, world + 1) if world % n == 0)
-        raise UserError(f"--shard={wanted}: {world} processes do not divide into such groups: take {fitting}")
+    refuse_uneven_groups(shards, world)
     return shards
 
 

@@ -5,8 +5,17 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from nanochat.cluster import MACHINES, MIXED, Division, communication, matrices, memory, step_seconds
-from nanochat.common import UserError, run_program
+from nanochat.cluster import (
+    MACHINES,
+    MIXED,
+    Division,
+    communication,
+    matrices,
+    memory,
+    refuse_uneven_groups,
+    step_seconds,
+)
+from nanochat.common import run_program
 from nanochat.flags import flag, keep_in_range, parse_flags
 from nanochat.train_config import TrainConfig, model_shape, refuse_a_remainder
 
@@ -30,8 +39,7 @@ class PlanConfig:
         keep_in_range(self, ("vocab_size", "total_batch_size"), 1)
         keep_in_range(self, ("shard",), 0, 2**20)
         keep_in_range(self, ("efficiency",), 0.001, 1)
-        if self.gpus % self.shards():
-            raise UserError(f"--shard={self.shards()}: --gpus={self.gpus} do not divide into such groups")
+        refuse_uneven_groups(self.shards(), self.gpus)
         refuse_a_remainder("total_batch_size", self.total_batch_size, self.unit(), self, self.gpus)
 
     def shards(self) -> int:

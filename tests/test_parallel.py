@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from nanochat import checkpoint_manager, normans_gpt
 from nanochat.checkpoint_manager import InPieces, convert, load_checkpoint, saved_steps
-from nanochat.cluster import FLOAT32, Division, activations, communication, memory
+from nanochat.cluster import FLOAT32, MACHINES, Division, activations, communication, memory
 from nanochat.common import CannotWrite, Ranks, UserError, write_atomically
 from nanochat.loss_eval import evaluate_bpb
 from nanochat.muon import Muon, orthogonalize
@@ -41,6 +41,7 @@ from nanochat.parallel import (
 )
 from nanochat.run import go_on_with
 from nanochat.step import Batch, Rates, Schedule, Stepper, build_model, build_optimizers
+from scripts.plan import PlanConfig, lines
 from tests.bounds import sum_error
 from tests.conftest import SERVER_HAS
 
@@ -481,6 +482,8 @@ def test_the_plan_is_what_was_measured(world: int, shards: int, folder: Path) ->
         counted["gather" if "gather" in name else kind] += size
     assert counted.total() == pytest.approx(sum(sent.values()), rel=0.05)
     assert counted["scatter"] == pytest.approx(sent["scatter"], rel=0.05)
+    length = 64  # bytes at most of the gradient's length, which is a sum too
+    assert counted["sum"] == pytest.approx(sent["sum"], rel=0.05, abs=length)
 
 
 @pytest.mark.parametrize(("n_kv_head", "n_layer"), [(2, 1), (1, 3)])
@@ -523,6 +526,20 @@ def test_the_models_size_decides_who_shares(monkeypatch: pytest.MonkeyPatch) -> 
     assert [shards_for(wanted, 10**9, eight) for wanted in (0, 1, 2, 8)] == [4, 1, 2, 8]
     with pytest.raises(UserError, match=r"--shard=3: 8 processes .* take 1, 2, 4, 8"):
         shards_for(3, 1, eight)
+
+
+def test_the_plan_says_which_clock_decides() -> None:
+    """Of the chapter's exercise: pieces over all nodes wait for the wires, pieces within a node do not."""
+    for shard, clock in ((8, "arithmetic"), (64, "wires")):
+        printed = "\n".join(lines(PlanConfig(depth=32, gpus=64, shard=shard, device_batch_size=4)))
+        assert f"one copy of the weights on {shard}\n" in printed
+        assert f"here {clock}," in printed
+    assert "here arithmetic," in "\n".join(lines(PlanConfig()))
+    with pytest.raises(UserError, match=r"--shard=8: 12 processes .* take 1, 2, 3, 4, 6, 12"):
+        PlanConfig(gpus=12)
+    gpu = MACHINES["H100"]  # tokens of a GPU in a pass below which the chapter says that the wires are slower
+    assert 2 * 0.5 * gpu.flops / gpu.inside == pytest.approx(2200, rel=0.01)
+    assert 2 * 0.5 * gpu.flops / gpu.between == pytest.approx(20_000, rel=0.02)
 
 
 def test_one_process_keeps_what_it_has() -> None:
