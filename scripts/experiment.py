@@ -95,7 +95,7 @@ def in_the_background() -> None:
     """Start this command again, without --background, in a process that outlives this one."""
     log = base_dir() / "evidence" / "log.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
-    words = [word for word in sys.argv[1:] if word != "--background"]
+    words = [word for word in sys.argv[1:] if word.partition("=")[0] != "--background"]
     with log.open("a", encoding="utf-8") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "scripts.experiment", *words],
@@ -180,14 +180,16 @@ def on_other_seeds(rules: Rules) -> Rules:
 
 
 def run_again(one: Experiment, declaration: Declaration, device: str, bench: Bench) -> bool:
-    """The recorded comparisons on ten other seeds; whether each effect lies where the record predicts it."""
+    """The recorded comparisons on ten other seeds; whether each effect lies where the record predicts it.
+
+    Raises OutOfTime if the budget is spent before the last trial.
+    """
     from nanochat.evidence.runs import Examination
     from nanochat.evidence.verdicts import conclude, predicted
 
-    record = read_record(one, device)
+    record, rules = read_record(one, device), on_other_seeds(declaration.protocol)
     if record is None:
         raise UserError(f"{one.name} has no record to compare with: leave out --again to make one")
-    rules = on_other_seeds(declaration.protocol)
     again = Examination(one, rules, device, bench).record()
     lines = [conclude(replace(declaration, experiments=(one,)), {one.name: each}) for each in (record, again)]
     good = True
@@ -261,15 +263,28 @@ def answer_own_question(options: ExperimentConfig, rules: Rules, device: str, wo
 
 
 def chosen_of(options: ExperimentConfig, declaration: Declaration, device: str) -> list[Experiment]:
-    """The experiments named, or all that run something and have no fresh record."""
-    if options.only:
-        return [declaration.experiment(name) for name in options.only]
+    """Those named, or all that run something and have no fresh record; with --again, those that have one.
+
+    Raises UserError for a named one that runs nothing, or that --again cannot compare with a fresh record.
+    """
     found = []
-    for one in declaration.experiments:
+    for one in map(declaration.experiment, options.only) if options.only else declaration.experiments:
         record = read_record(one, device)
-        if one.comparisons and (record is None or why_stale(one, record)):
+        reasons = ["it has no record"] if record is None else why_stale(one, record)
+        if options.only:
+            refuse_idle(one, reasons if options.again else [])
+        if options.only or (one.comparisons and bool(reasons) is not options.again):
             found.append(one)
     return found
+
+
+def refuse_idle(one: Experiment, reasons: list[str]) -> None:
+    """Raise UserError for an experiment that runs nothing, or has reasons not to be run on other seeds."""
+    if not one.comparisons:
+        tests = " or ".join(one.tests)
+        raise UserError(f"{one.name} runs nothing, tests show it: python -m pytest -k {tests!r}")
+    if reasons:
+        raise UserError(f"{one.name} cannot be compared: {'; '.join(reasons)}. Run it without --again first")
 
 
 def planned(
@@ -280,7 +295,7 @@ def planned(
 
     chosen = chosen_of(options, declaration, device)
     if not chosen:
-        print("every declared experiment has a fresh record")
+        print("no declared experiment has a fresh record" if options.again else "all records are fresh")
         return []
     rules = declaration.protocol
     plans, rests_on = make_plans(chosen, on_other_seeds(rules) if options.again else rules, device)
@@ -307,6 +322,8 @@ def main() -> int:
         in_the_background()
         return 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from nanochat.evidence.runs import OutOfTime
+
     with one_at_a_time(base_dir() / "evidence" / ".lock", "runs experiments", wait=False):
         if options.vary:
             answer_own_question(options, declaration.protocol, device, workers)
@@ -315,10 +332,15 @@ def main() -> int:
         if not chosen or options.plan:
             return 0
         with bench_of(options, workers) as bench:
-            if options.again:
+            if not options.again:
+                run_declared(declaration, chosen, device, bench)
+                return 0
+            try:
                 agreed = [run_again(one, declaration, device, bench) for one in chosen]
-                return 0 if sum(agreed) == len(agreed) else 1
-            run_declared(declaration, chosen, device, bench)
+            except OutOfTime:
+                print("the time is up; what has ended is kept, the same command goes on")
+                return 0
+            return 0 if all(agreed) else 1
     return 0
 
 

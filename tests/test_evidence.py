@@ -926,6 +926,54 @@ def test_status_says_what_was_not_run(capsys: pytest.CaptureFixture[str]) -> Non
             assert f"{one.name:28} not run" in lines
 
 
+def asked(**flags: Any) -> list[str]:
+    """The experiments that a command line chooses."""
+    options = command.ExperimentConfig(**flags)
+    return [one.name for one in command.chosen_of(options, DECLARED, "cpu")]
+
+
+def test_a_second_run_is_made_of_what_has_a_fresh_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = {name: examined(name, Made(bowl(0.02))) for name in BOTH}
+    monkeypatch.setattr(command, "read_record", lambda one, device: fresh.get(one.name))
+    run = {one.name for one in DECLARED.experiments if one.comparisons}
+    assert set(asked()) == run - BOTH
+    assert set(asked(again=True)) == BOTH
+    assert asked(only=("biases",)) == ["biases"]
+    with pytest.raises(UserError, match="biases cannot be compared: it has no record"):
+        asked(only=("biases",), again=True)
+    with pytest.raises(UserError, match="accumulation runs nothing, tests show it"):
+        asked(only=("accumulation",))
+    fresh["softcap"]["declaration"] = "another"
+    with pytest.raises(UserError, match="softcap cannot be compared: its declaration has changed"):
+        asked(only=("softcap",), again=True)
+
+
+def test_a_second_run_ends_in_words_when_the_time_is_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = examined("softcap", Made(bowl(0.02)))
+    monkeypatch.setattr(command, "read_record", lambda one, device: record)
+    flags = ["--only=softcap", "--again", "--budget=1e-9", "--workers=1", "--device_type=cpu"]
+    monkeypatch.setattr("sys.argv", ["x", *flags])
+    monkeypatch.setattr(command, "read_declaration", lambda: replace(DECLARED, protocol=RULES))
+    assert command.main() == 0
+    assert "the time is up; what has ended is kept" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--background", "--background=true"])
+def test_what_goes_on_in_the_background_starts_no_other(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[list[str]] = []
+
+    def begin(words: list[str], **_: Any) -> SimpleNamespace:
+        begun.append(words)
+        return SimpleNamespace(pid=1)
+
+    monkeypatch.setattr(command.subprocess, "Popen", begin)
+    monkeypatch.setattr("sys.argv", ["x", flag, "--only=softcap"])
+    command.in_the_background()
+    assert begun == [[sys.executable, "-m", "scripts.experiment", "--only=softcap"]]
+
+
 def words_of(page: str) -> str:
     """A chapter without its code, as one line."""
     text = (ROOT / "lit" / page).read_text(encoding="utf-8")
