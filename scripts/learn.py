@@ -563,6 +563,8 @@ def reset(session: Session, args: Reset) -> int:
     """Put the skeleton back for some steps, or altogether, after keeping a dated copy of the file."""
     if bool(args.step) == args.all:
         raise UserError("reset needs a STEP, or --all for the whole file")
+    if args.round not in (1, 2):
+        raise UserError(f"--round={args.round}: 1 is the model, 2 what trains it")
     steps = [] if args.all else select(args.step)
     shop = session.shop_of(steps[0]) if steps else session.second if args.round == 2 else session.shop
     if any(round_of(step) is not shop.round for step in steps):

@@ -174,18 +174,13 @@ class AdamW(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Move every parameter that has a gradient. A closure, if given, is called first."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient. Takes no closure."""
         for group in self.param_groups:
             settings = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
             for p in group["params"]:
                 if p.grad is not None:
                     update_adamw(p, p.grad, self.state[p], **settings)
-        return loss
 
 
 def orthogonalize(g: Tensor, steps: int = 5, dtype: torch.dtype | None = None) -> Tensor:

@@ -30,7 +30,6 @@ BOS = 256 + MERGES
 CHUNK = r" ?[^ ]+| +"  # what is encoded by itself: a word with the space before it
 STEPS, PASSES = 12, 2
 CLOSE = 0.00025  # nats: what rounding can do to the losses in so many steps, as in the first round
-Text = tuple[list[tuple[int, int]], list[int]]  # merges, and the ids of TEXT
 
 
 def learn_a_table(m: ModuleType) -> str:
@@ -38,10 +37,11 @@ def learn_a_table(m: ModuleType) -> str:
     alphabet = bigram.alphabet_of([TEXT])
     table, pairs = bigram.new_table(alphabet), bigram.pairs([TEXT], alphabet)
     losses = [m.step(table, *pairs, 20.0) for _ in range(60)]
-    if not all(isinstance(loss, float) for loss in losses) or not losses[-1] < losses[0] - 1:
-        raise Wrong(
-            f"60 steps took the table's loss from {losses[0]} to {losses[-1]}; it should fall by a nat"
-        )
+    if not all(isinstance(loss, float) for loss in losses):
+        raise Wrong(f"step returned a {type(losses[0]).__name__}; the loss is wanted as a float")
+    if not losses[-1] < losses[0] - 1:
+        went = f"from {losses[0]:.3f} to {losses[-1]:.3f}"
+        raise Wrong(f"60 steps took the table's loss {went}; it should fall by a nat")
     return f"the table's loss went from {losses[0]:.3f} to {losses[-1]:.3f} nats a byte"
 
 
@@ -58,11 +58,17 @@ def encode_text(m: ModuleType, text: str, merges: list[tuple[int, int]]) -> list
     return [token for chunk in re.findall(CHUNK, text) for token in m.encode(chunk.encode(), merges)]
 
 
-def compare_the_ids(m: ModuleType, merges: list[tuple[int, int]], ids: list[int]) -> str:
-    """Raise Wrong unless tiktoken gives the same ids for the page."""
+def tokens_of(merges: list[tuple[int, int]]) -> list[bytes]:
+    """The bytes of all tokens: 256 of one byte, and what each merge joins."""
     tokens = [bytes([byte]) for byte in range(256)]
     for first, second in merges:
         tokens.append(tokens[first] + tokens[second])
+    return tokens
+
+
+def compare_the_ids(m: ModuleType, merges: list[tuple[int, int]], ids: list[int]) -> str:
+    """Raise Wrong unless tiktoken gives the same ids for the page."""
+    tokens = tokens_of(merges)
     if len(set(tokens)) < len(tokens):
         raise Wrong("two merges make the same token, so one of them joins what was joined before")
     ranks = {token: rank for rank, token in enumerate(tokens)}
@@ -198,10 +204,7 @@ def train_both(m: ModuleType, report: Report, made: list[Batch]) -> book.GPT:
 
 def score(m: ModuleType, model: book.GPT, merges: list[tuple[int, int]], made: list[Batch]) -> str:
     """Bits per byte of the first batches, the learner's and the program's."""
-    tokens = [bytes([byte]) for byte in range(256)]
-    for first, second in merges:
-        tokens.append(tokens[first] + tokens[second])
-    sizes = torch.tensor([*(len(token) for token in tokens), 0])
+    sizes = torch.tensor([*map(len, tokens_of(merges)), 0])
     nats, size, seen, asked = m.losses_and_bytes(model, iter(made), 3, sizes)
     mine, theirs = nats / (math.log(2) * size), evaluate_bpb(model, iter(made), 3, sizes)
     if (seen, asked) != (3 * B * T, 3 * B * T) or not abs(mine - theirs) < CLOSE:
@@ -226,6 +229,14 @@ def write_with_a_cache(m: ModuleType, model: book.GPT, merges: list[tuple[int, i
     if cached != plain:
         at = next((n for n, pair in enumerate(zip(cached, plain, strict=False)) if pair[0] != pair[1]), 0)
         raise Wrong(f"with your cache the text differs from token {at} on from the text without a cache")
+    tokens = torch.tensor([prompt + plain])[:, : SHAPE["sequence_len"]]
+    heads, width = SHAPE["n_kv_head"], SHAPE["n_embd"] // SHAPE["n_head"]
+    cache = m.KVCache(1, heads, tokens.size(1), width, SHAPE["n_layer"])
+    with torch.no_grad():
+        pieces = [model(token, kv_cache=cache) for token in torch.split(tokens, 1, 1)]
+        apart = (torch.cat(pieces, dim=1) - model(tokens)).abs().max().item()
+    if not apart < CLOSE:
+        raise Wrong(f"with your cache the scores differ by up to {apart:.2g} from those without a cache")
     return f"{ANSWER} tokens with your cache, the same as without"
 
 

@@ -402,8 +402,8 @@ TABLE_TEXT_AND_LOSS = (
         why="The shortest training there is: a table, a loss, and one line that moves the table.",
         hints=(
             "What does backward() do to a gradient that is already there?",
-            "Three details: the gradient of one step must not be there in the next; the move itself is not "
-            "to be differentiated; and the table must stay the same tensor.",
+            "Three details: no gradient is left behind, for the next would be added to it; the move itself "
+            "is not to be differentiated; and the table must stay the same tensor.",
             "compute mean_loss\ngo backward from it\nwithout recording: subtract the rate times the gradient "
             "from the table, in its place\ntake the gradient away\nreturn the loss as a plain number",
         ),
@@ -727,6 +727,6 @@ def section_of(step: Step, lit: Path) -> Section | None:
             return Section(path, heading, at)
         if line.lstrip().startswith("```"):
             inside = not inside
-        elif not inside and re.match("##? ", line):
+        elif not inside and (re.match("##? ", line) or (line[:4] == "### " and f"`{step.id}`" in line)):
             heading, at = line.lstrip("#").strip(), number
     return None

@@ -12,13 +12,14 @@ import tiktoken
 import torch
 import torch.nn.functional as F
 
+from nanochat.common import UserError
 from nanochat.learning import by_hand
 from nanochat.learning.hybrid import Source
 from nanochat.learning.mistakes import mistakes_of
-from nanochat.learning.progress import SECOND_STATIONS, Workshop
+from nanochat.learning.progress import SECOND_STATIONS, SKELETON, Workshop
 from nanochat.learning.rehearsal import no_trace, rehearse_file
 from nanochat.learning.second_probes import SECOND_PROBES
-from nanochat.learning.steps import ALL_PHASES, ALL_STEPS, SECOND, section_of
+from nanochat.learning.steps import ALL_PHASES, ALL_STEPS, BY_HAND, SECOND, section_of
 from nanochat.models import ROOT
 from scripts.learn import execute
 from tests.learning.rewriting import (
@@ -133,6 +134,8 @@ def test_every_step_is_in_the_book_and_has_a_probe() -> None:
         section = section_of(step, ROOT / "lit")
         assert section is not None, step.id
         assert section.heading
+        if step.home == BY_HAND:
+            assert section.heading.endswith(f": `{step.id}`")
         assert HOMES[step.id].find(step.id) is not None
         assert len({m.name for m in mistakes_of(step.id)}) >= 6
 
@@ -409,6 +412,7 @@ def test_a_file_written_in_other_words_throughout_plays_all_stations(tmp_path: P
         ("encode", "def encode(chunk, merges):\n    return list(chunk)", "tiktoken makes"),
         ("save", "def save(path, model, optimizers, step):\n    pass", "FileNotFoundError"),
         ("step", "def step(table, inputs, targets, learning_rate):\n    return 1.0", "should fall by a nat"),
+        ("step", "def step(*given):\n    return mean_loss(*given[:3])", "wanted as a float"),
     ],
 )
 def test_a_station_says_what_is_wrong(tmp_path: Path, step: str, text: str, words: str) -> None:
@@ -417,6 +421,39 @@ def test_a_station_says_what_is_wrong(tmp_path: Path, step: str, text: str, word
     report = rehearse_file(file, no_trace, second=True)
     assert report.stopped
     assert words in report.says
+
+
+STATIONS = [  # what stands in a right file, what instead, and the words of the station where that is played
+    ("while len(merges) < count", "while len(merges) <= count", "was asked for 128 merges and gave 129"),
+    ("yield block[:-1].view(B, T)", "yield block[:-1].view(T, B)", "pairs of shape"),
+    ("return (total - reached).mean()", "return (total - reached).sum()", "cross_entropy gives"),
+    ("loss -= (log_p", "loss += (log_p", "loss_and_gradients gives"),
+    ("p.sub_(lr * mean / (size + eps))", "p.sub_(lr * mean)", "100 steps of AdamW"),
+    ("for _ in range(steps):", "for _ in range(0):", "singular values are between"),
+    ("p.add_(update.to(p.dtype), alpha=-rate)", "pass", "moved nothing"),
+    ("dx[part] = dlogits @ weight", "dx[part] = -dlogits @ weight", "12 steps took the loss from"),
+    ("alpha=-rate", "alpha=-2 * rate", "your losses are up to"),
+    ("left + (1 - left) * self.final", "left", "your losses are up to"),
+    ("total += loss.detach() / count", "total += loss.detach()", "your losses are up to"),
+    ("size += lengths.sum().item()", "size += 1", "losses_and_bytes gives"),
+    ("if temperature < COLDEST:", "if 1 / 0:", "ZeroDivisionError"),
+    ("store[layer_idx, 1, :, :, :end]", "store[layer_idx, 0, :, :, :end]", "the scores differ by up to"),
+    ("T = k.size(-2)\n", "T = k.size(-2) + 1 // (k.size(-2) == 1) - 1\n", "ZeroDivisionError"),  # where T > 1
+    ('"random": torch.get_rng_state()', '"random": torch.get_rng_state()[:1]', "RNG state"),
+    ("optimizer.state_dict() for", '{**optimizer.state_dict(), "state": {}} for', "has other losses than"),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong", "words"), STATIONS)
+def test_every_station_plays_the_learners_function(
+    tmp_path: Path, right: str, wrong: str, words: str
+) -> None:
+    assert SECOND_BOOK.text.count(right) == 1, right
+    file = tmp_path / "second_round.py"
+    file.write_text(SECOND_BOOK.text.replace(right, wrong))
+    report = rehearse_file(file, no_trace, second=True)
+    assert report.stopped
+    assert words in report.says, report.says
 
 
 # the way through
@@ -428,7 +465,7 @@ def test_a_learner_comes_through_the_second_round(
     monkeypatch.setenv("NANOCHAT_WORKSHOP", str(tmp_path / "workshop"))
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
     session = QuickSession(Workshop(tmp_path / "workshop"))
-    file, played = session.second.file, (0, 9)  # a rehearsal takes seconds
+    file, played = session.second.file, (0, 9)  # all gaps are played below, without a judge's process
     ran = -1
     for n, step in enumerate(SECOND):
         if n not in played:
@@ -472,6 +509,19 @@ def test_a_learner_comes_through_the_second_round(
     session.close()
 
 
+def test_after_each_function_one_station_more_runs(tmp_path: Path) -> None:
+    file = tmp_path / "second_round.py"
+    text = SKELETON.with_name(file.name).read_text(encoding="utf-8")
+    for n, step in enumerate(SECOND):
+        file.write_text(text)
+        report = rehearse_file(file, no_trace, second=True)
+        assert report.stopped == "gap"
+        assert report.place is not None
+        assert report.place[0] == step.id
+        assert len(report.notes) == n
+        text = write_from_the_book(text, step.id)
+
+
 def test_both_rounds_are_shown_and_each_has_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -493,6 +543,10 @@ def test_both_rounds_are_shown_and_each_has_its_file(
     assert "second_round.py is the skeleton" in said
     file = session.second.file
     before = file.read_text()
+    with pytest.raises(UserError, match="--round=3: 1 is the model"):
+        execute(["reset", "--all", "--round=3"], session)
+    assert not (tmp_path / "workshop" / "kept").exists()
+    capsys.readouterr()
     file.write_text(write_from_the_book(before, "encode"))
     execute(["reset", "encode"], session)
     assert "kept/second_round-" in capsys.readouterr().out
