@@ -44,7 +44,7 @@ class Setting:
     warmdown_ratio: float = 0.4
     batch_size: int = 8  # sequences in one pass
     passes: int = 1  # passes in one step
-    steps: int = 400
+    steps: int = 300
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix products
     # data
     data: str = "sotu"
