@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tools.answers import CLOSING, OPENING
 from tools.print.pages import Page
-from tools.print.pandoc import Element, plain, string
+from tools.print.pandoc import Element, plain, sticking, string
 from tools.print.reader import Reading
 
 TITLE = "Answers"
@@ -59,8 +59,8 @@ def _parted(reading: Reading) -> tuple[list[Element], list[Element]]:
             if lead:  # the answer's first line begins with whose answer it is
                 runs_in = block["t"] == "Para"
                 inlines = [*lead, *([{"t": "Space"}, *block["c"]] if runs_in else [])]
-                back.append(_div(opened, [{"t": "Para", "c": inlines}]))
-                back += [] if runs_in else [block]
+                first = _div(opened, [{"t": "Para", "c": inlines}])
+                back += [first] if runs_in else [*sticking(first), block]
                 lead = None
             else:
                 back.append(block)

@@ -92,3 +92,8 @@ def string(text: str) -> Element:
 def raw(form: str, text: str) -> Element:
     """A block that only one format sees."""
     return {"t": "RawBlock", "c": [form, text]}
+
+
+def sticking(block: Element) -> list[Element]:
+    """A block that a page of the PDF does not end with."""
+    return [raw("typst", "#block(sticky: true)["), block, raw("typst", "]")]

@@ -19,16 +19,19 @@ from tools.print.title import Title
 from tools.problems import Problem, Refused
 
 # What pandoc writes and typst takes otherwise: symbols that have new names, \! and \; rounded to whole ems,
-# and tables in the middle of the page.
+# commas between digits, and tables in the middle of the page.
 RENAMED = {
     "dot.circle": "dot.o",
     "times.circle": "times.o",
     "plus.circle": "plus.o",
     "#h(-1em)": "#h(-0.167em)",
     "#h(0em)": "#h(0.278em)",
+    'upright(",")': 'class("normal", ",")',
     "align(center)[#table(": "align(left)[#table(",
 }
 SHORT = 14  # rows of a table that stays on one page
+NOTHING: Element = {"t": "RawInline", "c": ["typst", "#[]"]}
+_ITEM = re.compile(r"\d+\.|[-+/]|=+")  # what begins an item of a list, or a heading, in typst
 
 
 def typeset(root: Path, title: Title, readings: list[Reading], setter: Setter, scratch: Path) -> bytes:
@@ -103,4 +106,7 @@ def for_typst(element: Element) -> list[Element] | None:
         return [raw("typst", "#block(breakable: false)["), element, raw("typst", "]")]
     if element["t"] in ("RawBlock", "RawInline") and element["c"][0] == "html":
         return []
+    if element["t"] == "Link" and _ITEM.fullmatch(plain(element["c"][1][:1])):  # pandoc does not guard it
+        attributes, inlines, target = element["c"]
+        return [{"t": "Link", "c": [attributes, [NOTHING, *inlines], target]}]
     return None

@@ -95,6 +95,8 @@ def read_page(page: Page, setter: Setter) -> Reading:
                 reading.anchors[fragment.anchor] = fragment.anchor
                 return setter.fragment(fragment)
             return setter.shown(text, word)
+        if kind == "Math":  # a comma between digits is no punctuation; pandoc knows it as text alone
+            return [{"t": "Math", "c": [element["c"][0], element["c"][1].replace("{,}", r"\text{,}")]}]
         if kind == "Table":  # columns as wide as what they hold, not as the dashes of their source
             element["c"][2] = [[align, {"t": "ColWidthDefault"}] for align, _ in element["c"][2]]
         if kind in ("RawBlock", "RawInline") and element["c"][1].startswith("<!--"):
