@@ -406,14 +406,37 @@ def prepare_corpus(name: str) -> None:
         parquet_files(name, split)
 
 
+# UTF-32's mark begins as UTF-16's does, so it comes first.
+MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+
+
+def _padded_format(raw: bytes) -> str:
+    """The name of the format, UTF-16 or UTF-32, that a text is in; "" for any other content."""
+    for mark, name in MARKS:
+        if raw.startswith(mark):
+            return name
+    if raw.count(0) * 3 > len(raw):
+        for name in ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE"):
+            with suppress(UnicodeDecodeError):
+                text = raw.decode(name)
+                # Bytes read in the wrong order give letters of far-off scripts.
+                if "\0" not in text and 2 * sum(letter <= "\xff" for letter in text) > len(text):
+                    return name
+    return ""
+
+
 def _read_text(path: Path) -> str:
     """A file's text. Raises UserError, with what to do, if it cannot be read or is not UTF-8."""
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or raw.count(0) * 3 > len(raw):
-        kind = "UTF-32" if raw.count(0) * 2 > len(raw) else "UTF-16"
+    if kind := _padded_format(raw):
         raise UserError(f"{path} is {kind}: convert it with iconv -f {kind} -t UTF-8 {path.name} > new.txt")
     if 0 in raw:
         raise UserError(f"{path} is no text: it has a zero byte at {raw.index(0)}. Move it out of the folder")

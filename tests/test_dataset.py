@@ -396,10 +396,14 @@ class TestOwnFolder:
         ("raw", "words"),
         [
             ("Dear Ada".encode("utf-16"), r"is UTF-16: .*iconv -f UTF-16 -t UTF-8 bad\.txt"),
-            ("Dear Ada".encode("utf-16-le"), "is UTF-16"),
+            ("Dear Ada".encode("utf-16-le"), "is UTF-16LE: .*iconv -f UTF-16LE "),
+            ("Dear Ada".encode("utf-16-be"), "is UTF-16BE: .*iconv -f UTF-16BE "),
+            ("Dear Ada".encode("utf-32-be"), "is UTF-32BE: .*iconv -f UTF-32BE "),
             ("Ελληνικά и русский".encode("utf-16-be"), "is UTF-16|is no text|is not UTF-8"),
             ("中文字符".encode("utf-16"), "is UTF-16"),
-            ("Dear Ada".encode("utf-32"), "is UTF-32"),
+            ("Dear Ada".encode("utf-32"), "is UTF-32: .*iconv -f UTF-32 "),
+            (b"\x7fELF\x02\x01\x01" + bytes(50), r"is no text: it has a zero byte at 7\."),
+            (b"BM\0\0\0\0" + b"\x10\0" * 50 + b"\xff", r"is no text: it has a zero byte at 2\."),
             (
                 b"\x7fELF\x02\x01\x01" + bytes(3) + b"some words " * 9,
                 r"is no text: it has a zero byte at 7\.",

@@ -183,7 +183,7 @@ def test_a_workshop_that_cannot_be_written_to(
     """One line that names another place to go to, whichever is written first."""
     shop, command = session.shop, "check norm"
     if what == "the file":
-        shop.folder, command = shop.file / "below", "run"
+        shop.folder, command = shop.file / "below", "run --any-answer"
     elif what == "its copy":
         (shop.folder / "kept").write_text("a file where the folder should be\n")
         command = "reset --all"
