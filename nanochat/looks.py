@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 
@@ -16,13 +16,11 @@ from nanochat.core_tasks import Task, TaskSet, load_tasks
 from nanochat.engine import Engine
 from nanochat.loss_eval import bits_per_byte, losses_and_bytes
 from nanochat.normans_gpt import GPT
-from nanochat.run_log import bar_over, progress_bar
+from nanochat.run_log import RunLog, bar_over, progress_bar
+from nanochat.run_state import Progress
 from nanochat.tokenizer import Tokenizer
 from nanochat.train_config import TrainConfig
 from nanochat.workplace import Source, Workplace
-
-if TYPE_CHECKING:
-    from nanochat.run import Run
 
 
 def due(step: int, every: int, last: bool) -> bool:
@@ -31,6 +29,25 @@ def due(step: int, every: int, last: bool) -> bool:
     0 is the last one alone; a negative number never.
     """
     return last if every == 0 else every > 0 and (last or step % every == 0)
+
+
+class Seen(Protocol):
+    """What a look may know of a run, and leave in it."""
+
+    config: TrainConfig
+    tokenizer: Tokenizer
+    place: Workplace
+    source: Source
+    model: GPT
+    folder: Path
+    log: RunLog
+    progress: Progress
+    saved_at: int  # the step of the newest checkpoint
+    samples: list[str]
+    core: Report | None
+
+    def say(self, text: str) -> None:
+        """Print a line."""
 
 
 class Look(Protocol):
@@ -43,7 +60,7 @@ class Look(Protocol):
     def due(self, step: int, last: bool) -> bool:
         """Whether it is time."""
 
-    def look(self, run: Run) -> None:
+    def look(self, run: Seen) -> None:
         """Look, say what was seen, and write it down."""
 
 
@@ -59,7 +76,7 @@ class Evaluation:
         """Every so many steps, before the first and after the last."""
         return due(step, self.every, last)
 
-    def look(self, run: Run) -> None:
+    def look(self, run: Seen) -> None:
         """Evaluate; the checkpoint of this step is the best one if the score is."""
         bpb, progress = evaluate(run.source, run.model, self.token_bytes, run.place), run.progress
         if bpb < (progress.min_val_bpb or math.inf):
@@ -97,7 +114,7 @@ class Score:
         """Every so many steps and after the last, if there were that many."""
         return self.tasks is not None and step >= self.every and due(step, self.every, last)
 
-    def look(self, run: Run) -> None:
+    def look(self, run: Seen) -> None:
         """Ask; say the score, or why there is none."""
         assert self.tasks is not None
         step, name = run.progress.step, "core_metric" if self.tasks.whole else "core_subset"
@@ -185,7 +202,7 @@ class Samples:
         """Every so many steps and after the last; not before the first."""
         return step > 0 and due(step, self.every, last)
 
-    def look(self, run: Run) -> None:
+    def look(self, run: Seen) -> None:
         """Continue the prompts, keep the texts, print them."""
         if not run.place.ranks.first:
             return

@@ -15,6 +15,7 @@ from tools.house import (
     MOST_PLACES,
     RECORD,
     arrows,
+    circles,
     functions,
     layer_of,
     long_calls,
@@ -38,6 +39,14 @@ def test_every_module_has_a_layer() -> None:
 
 def test_nobody_imports_upwards_and_no_program_another() -> None:
     assert not upward(arrows(MODULES))
+
+
+def test_no_imports_lead_back() -> None:
+    found = arrows(MODULES)
+    assert not circles(found)
+    assert circles(found | {("nanochat.looks", "nanochat.run")}) == [("nanochat.looks", "nanochat.run")]
+    longer = {("nanochat.common", "nanochat.trace"), ("nanochat.trace", "nanochat.flags")}
+    assert circles(found | longer) == [("nanochat.common", "nanochat.flags", "nanochat.trace")]
 
 
 def test_the_training_program_does_not_know_the_books_machinery() -> None:

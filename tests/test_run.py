@@ -22,8 +22,9 @@ from nanochat.agreement import Signals, one_fate
 from nanochat.checkpoint_manager import load_checkpoint, saved_steps
 from nanochat.common import CannotWrite, Ranks, UserError
 from nanochat.dataset import corpus_folder, prepare_folder
-from nanochat.run import Decisions, Progress, differences, read_state
+from nanochat.run import differences
 from nanochat.run_log import read_metrics
+from nanochat.run_state import Decisions, Progress, read_state
 from nanochat.step import Stepper
 from nanochat.train_config import TrainConfig
 from scripts import base_train

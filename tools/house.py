@@ -54,6 +54,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
             "report",
             "run",
             "run_log",
+            "run_state",
             "step",
             "talk_training",
             "talks",
@@ -116,6 +117,19 @@ def upward(found: set[tuple[str, str]]) -> list[tuple[str, str]]:
         if programs or (here is not None and there is not None and there > here):
             wrong.append((name, target))
     return wrong
+
+
+def circles(found: set[tuple[str, str]]) -> list[tuple[str, ...]]:
+    """The groups of modules that lead to each other."""
+    known = {name: {target for other, target in found if other == name} for name, _ in found}
+    grown = True
+    while grown:
+        sizes = [len(targets) for targets in known.values()]
+        for targets in known.values():
+            targets |= {further for target in list(targets) for further in known.get(target, ())}
+        grown = sizes != [len(targets) for targets in known.values()]
+    groups = {tuple(sorted(t for t in known[name] if name in known.get(t, ()))) for name in known}
+    return sorted(group for group in groups if group)
 
 
 def functions(tree: ast.Module) -> Iterator[tuple[str, int, int]]:
