@@ -89,6 +89,19 @@ def test_a_formula_is_drawn_by_the_browser_alone() -> None:
     assert "annotation" not in page
 
 
+def test_the_name_of_a_function_stands_apart() -> None:
+    thin = '<mspace width="0.167em"></mspace>'
+    assert mathml(Formula(r"x \ln V", False)).count(thin) == 2
+    assert mathml(Formula(r"\tanh(z)", False)).count(thin) == 0
+
+
+def test_no_line_begins_with_the_full_stop_behind_a_formula() -> None:
+    page = woven("Let $y = x$. Then ($z$), and $w$ too.")
+    assert page.count('<span class="unbroken"><math') == 2
+    assert "</math>.</span> Then" in page
+    assert "</math>),</span> and" in page
+
+
 def test_thousands_are_one_number() -> None:
     assert "<mn>1,234,567</mn>" in mathml(Formula("1{,}234{,}567", False))
     assert "<mn>1,2</mn>" not in mathml(Formula("(1,2)", False))

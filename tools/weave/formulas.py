@@ -49,9 +49,17 @@ def convert(formulas: Iterable[Formula]) -> None:
             made = re.sub(r"</?semantics>|<annotation\b.*?</annotation>", "", made, flags=re.DOTALL).strip()
             if "{,}" in tex:  # a comma between digits, which TeX then sets without space
                 made = re.sub(r"</mn><mo>,</mo><mn>(?=\d{3}<)", ",", made)
-            _made[tex, display] = made
+            _made[tex, display] = spaced(made)
         else:
             _made[tex, display] = ""
+
+
+def spaced(made: str) -> str:
+    """With the thin spaces that TeX sets around the name of a function, and browsers do not."""
+    thin = '<mspace width="0.167em"></mspace>'
+    made = re.sub(r"(<mo>&#8289;</mo></mrow>)(?!<mo\b|</)", rf"\1{thin}", made)
+    name = r"<mrow><mi[^>]*>[a-z]{2,}</mi><mo>&#8289;</mo></mrow>"
+    return re.sub(rf"(</m(?:i|n|sub|sup|subsup|frac)>)({name})", rf"\1{thin}\2", made)
 
 
 def mathml(formula: Formula) -> str:

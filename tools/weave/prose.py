@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 _OPEN, _CLOSE = "\ue000", "\ue001"  # of the private use area: no chapter has them
 MARK = re.compile(rf"{_OPEN}(\d+){_CLOSE}")
+# With a formula what follows it without a space, so that no line begins with a full stop.
+_PUNCTUATED = re.compile(r'(<math display="inline"(?:(?!</math>).)*</math>)([.,;:!?)]+)', re.S)
 
 # One expression, so that whatever opens first wins: code hides formulas, and formulas hide links. A formula
 # follows pandoc's rule: no blank inside next to either dollar, no digit after the second.
@@ -81,7 +83,7 @@ class Aside:
         page = re.sub(rf"<[^<>{_OPEN}]*{_OPEN}[^<>]*>", tag, page)
         for _ in range(3):  # a link may hold a formula
             page = MARK.sub(lambda mark: self.kept[int(mark[1])][0](), page)
-        return page
+        return _PUNCTUATED.sub(r'<span class="unbroken">\1\2</span>', page)
 
 
 def heading_id(text: str) -> str:
