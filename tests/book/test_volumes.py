@@ -51,11 +51,14 @@ def test_the_learner_meets_the_phases_in_their_order() -> None:
     assert order.index("90-one-tokens-journey.md") < order.index(phases[0])
 
 
-KEPT = """01-reading-this-book 02-five-minutes 10-the-parts-of-a-gpt 20-weight-initialization 30-the-forward-pass
-35-the-loss-in-chunks 40-optimization 50-generation 60-common-ground 61-data 62-tokenizer 63-the-loader
-64-bits-per-byte 65-checkpoints 66-the-training-loop 67-two-commands 68-benchmarks 69-where-a-line-comes-from
-70-equal-to-the-reference 71-core 73-into-the-ecosystem 80-learning-by-rewriting 81-steps-and-checks
-82-named-mistakes 83-the-trace 84-the-learn-command 90-one-tokens-journey 92-evidence 93-twelve-answers index"""
+KEPT = """
+01-reading-this-book 02-five-minutes 10-the-parts-of-a-gpt 20-weight-initialization
+30-the-forward-pass 35-the-loss-in-chunks 40-optimization 50-generation 60-common-ground 61-data
+62-tokenizer 63-the-loader 64-bits-per-byte 65-checkpoints 66-the-training-loop 67-two-commands
+68-benchmarks 69-where-a-line-comes-from 70-equal-to-the-reference 71-core 73-into-the-ecosystem
+80-learning-by-rewriting 81-steps-and-checks 82-named-mistakes 83-the-trace 84-the-learn-command
+90-one-tokens-journey 92-evidence 93-twelve-answers index
+"""
 
 
 def test_pages_keep_their_addresses() -> None:
