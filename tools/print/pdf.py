@@ -19,18 +19,19 @@ from tools.print.title import Title
 from tools.problems import Problem, Refused
 
 # What pandoc writes and typst takes otherwise: symbols that have new names, \! and \; rounded to whole ems,
-# commas between digits, and tables in the middle of the page.
+# and tables in the middle of the page. A number with commas is one text, or typst sets them apart.
 RENAMED = {
     "dot.circle": "dot.o",
     "times.circle": "times.o",
     "plus.circle": "plus.o",
     "#h(-1em)": "#h(-0.167em)",
     "#h(0em)": "#h(0.278em)",
-    'upright(",")': 'class("normal", ",")',
     "align(center)[#table(": "align(left)[#table(",
 }
 SHORT = 14  # rows of a table that stays on one page
 NOTHING: Element = {"t": "RawInline", "c": ["typst", "#[]"]}
+_COMMA = ' upright(",") '
+_THOUSANDS = re.compile(rf"\d+(?:{re.escape(_COMMA)}\d{{3}})+")
 _ITEM = re.compile(r"\d+\.|[-+/]|=+")  # what begins an item of a list, or a heading, in typst
 
 
@@ -83,7 +84,7 @@ def renamed(line: str) -> str:
     """A line of prose as this typst understands it."""
     for old, new in RENAMED.items():
         line = line.replace(old, new)
-    return line
+    return _THOUSANDS.sub(lambda match: f'"{match[0].replace(_COMMA, ",")}"', line)
 
 
 def complaint(error: typst.TypstError, source: str, readings: list[Reading]) -> Problem:
