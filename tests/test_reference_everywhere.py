@@ -17,7 +17,7 @@ from scripts import bench
 from scripts.base_train import train
 from scripts.learn_via_debug.debug_gpt_components import WalkConfig, walk
 from tests.bounds import moved, unit_roundoff
-from tests.tiny_run import make_base, records, tiny_config
+from tests.tiny_run import own_base, records, tiny_config
 
 pytest.importorskip("transformers", reason="the reference is in the transformers library")
 
@@ -25,9 +25,7 @@ pytest.importorskip("transformers", reason="the reference is in the transformers
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("base")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NANOCHAT_BASE_DIR", str(folder))
-        make_base(folder)
+    with own_base(folder):
         yield folder
 
 

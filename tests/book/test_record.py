@@ -194,24 +194,29 @@ def test_a_record_with_the_marks_of_a_merge(archive: Project) -> None:
     kept(archive, TARGET)
 
 
+def merged(project: Project, other: tuple[str, str], own: tuple[str, str]) -> bool:
+    """Change the first chapter in another branch and in this one, tangle both; whether git merges them."""
+    project.git("checkout", "-qb", "other")
+    for change in (other, own):
+        project.change(FIRST, *change)
+        assert project.run("tangle").status == 0
+        project.commit()
+        if change == other:
+            project.git("checkout", "-q", "-")
+    merge = subprocess.run(
+        ["git", "merge", "-q", "other"], cwd=project.root, capture_output=True, check=False
+    )
+    return merge.returncode == 0
+
+
 @pytest.mark.parametrize("attributes", [True, False])
 def test_two_branches_are_merged(project: Project, attributes: bool) -> None:
     """Each changes another fragment of one file. With .gitattributes the record does not conflict."""
     if not attributes:
         project.path(".gitattributes").unlink()
         project.commit()
-    project.git("checkout", "-qb", "other")
-    project.change(FIRST, '"""Alpha."""', '"""The first."""')
-    assert project.run("tangle").status == 0
-    project.commit()
-    project.git("checkout", "-q", "-")
-    project.change(FIRST, "x += 1", "x += 2")
-    assert project.run("tangle").status == 0
-    project.commit()
-    merge = subprocess.run(
-        ["git", "merge", "-q", "other"], cwd=project.root, capture_output=True, check=False
-    )
-    assert (merge.returncode == 0) == attributes
+    changes = ('"""Alpha."""', '"""The first."""'), ("x += 1", "x += 2")
+    assert merged(project, *changes) == attributes
     both = ALPHA.replace("Alpha", "The first").replace("x += 1", "x += 2")
     assert project.read(TARGET) == both
     answer = project.run("tangle")
@@ -225,15 +230,7 @@ def test_two_branches_are_merged(project: Project, attributes: bool) -> None:
 
 def test_a_merge_that_is_not_resolved(project: Project) -> None:
     """Chapter and file conflict alike: first the chapter's line is named, then what to do with the file."""
-    project.git("checkout", "-qb", "other")
-    project.change(FIRST, "x += 1", "x += 2")
-    assert project.run("tangle").status == 0
-    project.commit()
-    project.git("checkout", "-q", "-")
-    project.change(FIRST, "x += 1", "x += 3")
-    assert project.run("tangle").status == 0
-    project.commit()
-    subprocess.run(["git", "merge", "-q", "other"], cwd=project.root, capture_output=True, check=False)
+    assert not merged(project, ("x += 1", "x += 2"), ("x += 1", "x += 3"))
     kept(project, f"{FIRST}:25: this line is git's mark of a merge that is not resolved")
     project.write(FIRST, project.git("show", f"other:{FIRST}") + "\n")
     kept(project, f"{TARGET}:11: a merge is not resolved in this file", f"rm {TARGET}")

@@ -31,7 +31,7 @@ from scripts.base_train import train
 from scripts.learn import Session, execute, select, select_one
 from scripts.learn_via_debug.debug_gpt_components import WalkConfig, walk
 from tests.learning.rewriting import BOOK, QuickSession, with_function, write_from_the_book
-from tests.tiny_run import make_base, tiny_config
+from tests.tiny_run import own_base, tiny_config
 
 Say = Callable[..., tuple[int, str]]
 FIRST_ERROR = (
@@ -520,9 +520,7 @@ def test_a_subclass_of_the_book_is_a_model(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("base")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NANOCHAT_BASE_DIR", str(folder))
-        make_base(folder)
+    with own_base(folder):
         yield folder
 
 
