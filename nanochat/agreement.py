@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
+import math
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +46,7 @@ class Signals:
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
         self.received = 0
+        self.moves = 0  # how often the main thread has come by, while a run goes on
         self.failure = ""  # what another process has said in failing
         self.ending = threading.Event()  # set when this process is about to end by itself
         self.previous: dict[int, Any] = {}
@@ -57,6 +61,7 @@ class Signals:
 
     def __exit__(self, *_: object) -> None:
         """Give the signals back; of several processes none takes SIGTERM from here on."""
+        self.moves = 0
         self.step_aside()
         if self.ranks.world_size > 1 and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -81,6 +86,7 @@ class Signals:
 
         Raises OtherFailed if another process has failed.
         """
+        self.moves += 1
         if self.failure:
             raise OtherFailed(self.failure)
         if self.received and (self.ranks.world_size == 1 or not alone):
@@ -104,11 +110,13 @@ class OtherFailed(UserError):
 class Companions:
     """While active, what ends one process ends all of them, at the latest after GRACE, with its message."""
 
-    def __init__(self, ranks: Ranks, signals: Signals) -> None:
-        self.ranks, self.signals = ranks, signals
+    def __init__(self, ranks: Ranks, signals: Signals, patience: float = math.inf) -> None:
+        """patience: seconds in which none of the processes may ask for a batch or a token."""
+        self.ranks, self.signals, self.patience = ranks, signals, patience
         self.over = threading.Event()
         self.store: Any = None
         self.grace = 0.0
+        self.moves, self.count, self.since = 0, 0, 0.0  # own, of all, and when the last of these was seen
 
     def __enter__(self) -> Companions:
         if self.ranks.world_size > 1:
@@ -147,7 +155,7 @@ class Companions:
         return ""
 
     def listen(self) -> None:
-        """In a thread: pass signals on, and end this process when another has failed."""
+        """In a thread: pass signals on, and end this process when another has failed or none moves."""
         told = False
         with suppress(RuntimeError):
             while not self.over.wait(LOOK_EVERY):
@@ -157,13 +165,41 @@ class Companions:
                 elif not told and self.store.check(["nanochat/signal"]):
                     self.signals.received = int(self.store.get("nanochat/signal"))
                     told = True
+                self.end_if_none_moves()
                 if message := self.failure():
                     self.signals.failure = message
                     if not self.signals.ending.wait(self.grace):
-                        with suppress(OSError):
-                            os.write(2, f"error: {message}\n".encode())
-                        os._exit(2)
+                        self.end(message)
                     return
+
+    def end_if_none_moves(self) -> None:
+        """Count in the store that this process has moved; end it, with its places, when all stand still."""
+        moves, before = self.signals.moves, self.moves
+        count = self.store.add("nanochat/moves", int(moves not in (0, before)))
+        if count != self.count or not moves:
+            self.since = time.monotonic()
+        self.moves, self.count = moves, count
+        if time.monotonic() - self.since > self.patience:
+            said = f"no process has moved for {self.patience:g} s (--patience)"
+            self.store.set("nanochat/still", said)
+        if self.store.check(["nanochat/still"]):
+            said = self.store.get("nanochat/still").decode()
+            self.end(f"{said}; process {self.ranks.rank} stands here:\n{places_of_threads()}")
+
+    def end(self, message: str) -> None:
+        """End this process from the thread, when the others had time to look into the store as well."""
+        with suppress(OSError):
+            os.write(2, f"error: {message}\n".encode())
+        time.sleep(4 * LOOK_EVERY)
+        os._exit(2)
+
+
+def places_of_threads() -> str:
+    """The calls that each thread of this process is in, the innermost first."""
+    with tempfile.TemporaryFile() as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return file.read().decode(errors="replace")
 
 
 @contextmanager

@@ -528,8 +528,12 @@ def new_run(tag: str, default_tag: str) -> Path:
         try:
             make_folder(folder.parent)
             folder.mkdir()
+            if this_launch():
+                (folder / LAUNCH).write_text(this_launch(), encoding="utf-8")
             system.flush_folder(folder.parent)
         except FileExistsError:
+            if begun_here(folder) and not saved_steps(folder):
+                return folder  # of this launch, and killed before its first checkpoint
             continue
         except OSError as error:
             raise cannot_write(folder, error) from error
@@ -562,6 +566,37 @@ def last_save(folder: Path) -> tuple[float, bool]:
         return float(run["saved"]), run["tag"] == folder.name
     except (Damaged, KeyError, TypeError, ValueError):
         return (folder / file_name("meta", step)).stat().st_mtime, True
+
+
+LAUNCH = "launch.txt"
+
+
+def this_launch() -> str:
+    """The program and the name of its start, the same in all restarts; "" where torchrun has no name."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # so torchrun spells that it was given none
+    return "" if name == "none" else f"{Path(sys.argv[0]).stem} {name}"
+
+
+def begun_here(folder: Path) -> bool:
+    """Whether the run in this folder was begun by this launch."""
+    try:
+        return bool(this_launch()) and (folder / LAUNCH).read_text(encoding="utf-8") == this_launch()
+    except (OSError, ValueError):
+        return False
+
+
+def run_of_this_launch() -> str:
+    """The tag of the run that this launch has begun and saved; "" if there is none.
+
+    Raises UserError if torchrun may start this program again and has no name for the launch.
+    """
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and not this_launch():
+        raise UserError(
+            "torchrun may start this run again (--max-restarts), and would not know which one it was:"
+            " add --rdzv-id=NAME, another for each run"
+        )
+    own = [folder for folder in runs_folder().glob("*/") if begun_here(folder) and saved_steps(folder)]
+    return max(own, key=last_save).name if own else ""
 
 
 @contextmanager

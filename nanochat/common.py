@@ -13,11 +13,14 @@ import platform
 import re
 import shutil
 import sys
+import time
 import types
 import typing
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -322,6 +325,27 @@ def print0(*parts: object, end: str = "\n") -> None:
         print(*parts, end=end, flush=True)
 
 
+def store_of_this_start(ranks: Ranks) -> Any:
+    """torchrun's store, under a name that only the processes of this start know. All must call this."""
+    from torch.distributed import PrefixStore, TCPStore
+
+    where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store: Any = TCPStore(*where, is_master=False, timeout=timedelta(minutes=15))
+    word = uuid.uuid4().hex
+    if not ranks.first:
+        store.set(f"asks/{ranks.rank}", word)
+        own: Any = PrefixStore(store.get(f"answer/{word}").decode(), store)
+        own.set(f"here/{ranks.rank}", "yes")
+        return own
+    own, others = PrefixStore(word, store), range(1, ranks.world_size)
+    while not own.check([f"here/{rank}" for rank in others]):
+        for asks in (f"asks/{rank}" for rank in others):
+            if store.check([asks]):
+                store.set(f"answer/{store.get(asks).decode()}", word)
+        time.sleep(0.05)
+    return own
+
+
 def init_ranks(device_type: str = "") -> Ranks:
     """Read what torchrun says and join the other processes: over nccl for CUDA, over gloo otherwise.
 
@@ -345,7 +369,10 @@ def init_ranks(device_type: str = "") -> Ranks:
 
     if not dist.is_initialized():
         cuda = device_type == "cuda" or (not device_type and torch.cuda.is_available())
-        dist.init_process_group("nccl" if cuda else "gloo")
+        kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # the store is torchrun's own
+        store = store_of_this_start(ranks) if kept else None
+        about = {"store": store, "rank": ranks.rank, "world_size": ranks.world_size} if kept else {}
+        dist.init_process_group("nccl" if cuda else "gloo", **about)
     return ranks
 
 

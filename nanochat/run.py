@@ -34,6 +34,7 @@ from nanochat.checkpoint_manager import (
     new_run,
     only_writer,
     remove_checkpoint,
+    run_of_this_launch,
     save_checkpoint,
     save_patiently,
     saved_steps,
@@ -751,6 +752,12 @@ def first_without_numbers(weights: dict[str, torch.Tensor]) -> str:
     return ""
 
 
+def after_a_restart(config: TrainConfig) -> TrainConfig:
+    """The flags, with --resume if the run was begun by this launch of torchrun and has saved something."""
+    tag = "" if config.resume else run_of_this_launch()
+    return replace(config, resume=tag, model_tag="") if tag else config
+
+
 def train(
     config: TrainConfig,
     tokenizer: Tokenizer,
@@ -766,8 +773,9 @@ def train(
     ranks = init_ranks(config.device_type)
     signals = Signals(ranks)
     try:
-        with Companions(ranks, signals):
+        with Companions(ranks, signals, config.patience):
             device = pick_device(config.device_type, ranks)
+            config = from_the_first(partial(after_a_restart, config), ranks)
             torch.set_float32_matmul_precision("high")
             use_own_cores()
             prepare_memory(device)

@@ -36,6 +36,7 @@ class TrainConfig:
     shard: int = flag(
         0, "processes that share one copy of the weights (1: each has its own; 0: by the model's size)"
     )
+    patience: float = flag(540.0, "several processes: seconds in which none moves, after which all end")
     device_type: str = flag("", "cuda, mps or cpu (without: the first of these there is)", choices=DEVICES)
     dtype: str = flag("auto", "format of matrix products", choices=FORMATS)
     compile: str = flag("auto", "compile the blocks (auto: where it pays)", choices=("auto", "true", "false"))
@@ -103,6 +104,7 @@ def refuse_impossible_values(config: TrainConfig) -> None:
     keep_in_range(config, ("shuffle_window",), 1, 2**17)  # a window is in memory, four bytes a token
     keep_in_range(config, ("seed",), 0, LARGEST_SEED)
     keep_in_range(config, ("shard",), 0, 2**20)
+    keep_in_range(config, ("patience",), 1)
     keep_in_range(config, ("embedding_lr", "unembedding_lr", "matrix_lr", "weight_decay", "grad_clip"), 0)
     keep_in_range(config, ("warmup_ratio", "warmdown_ratio", "final_lr_frac"), 0, 1)
     if 0 < config.vocab_size < SMALLEST_VOCAB_SIZE:

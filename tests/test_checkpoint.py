@@ -239,3 +239,37 @@ def test_runs_are_found_by_tag_or_by_their_last_save(tmp_path: Path, monkeypatch
         cm.find_run("d9")
     with pytest.raises(UserError, match=r"no run '\.\./base_checkpoints'"):
         cm.find_run("../base_checkpoints")
+
+
+class TestLaunches:
+    """Which run a program goes on with that torchrun has started again."""
+
+    @pytest.fixture(autouse=True)
+    def launch(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+        monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+
+    def test_a_launch_goes_on_with_its_own_run_once_that_has_saved(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = cm.new_run("", "d1")
+        assert cm.run_of_this_launch() == ""
+        assert cm.new_run("", "d1") == first  # killed before it had saved anything
+        (first / "meta_000004.json").write_text("{}")
+        assert cm.run_of_this_launch() == "d1"
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "two")
+        assert cm.run_of_this_launch() == ""
+        assert cm.new_run("", "d1").name == "d1-2"
+        with pytest.raises(UserError, match="already holds a run"):
+            cm.new_run("d1", "")
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+        monkeypatch.setattr("sys.argv", ["scripts/chat_sft.py"])  # another program of the same job
+        assert cm.run_of_this_launch() == ""
+
+    def test_a_launch_without_a_name_may_not_be_started_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        with pytest.raises(UserError, match="add --rdzv-id=NAME"):
+            cm.run_of_this_launch()
+        monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+        assert cm.run_of_this_launch() == ""

@@ -17,6 +17,7 @@ import torch
 
 from nanochat.checkpoint_manager import load_checkpoint
 from scripts.base_train import train
+from tests.bounds import sum_error
 from tests.tiny_run import flags, own_base, records, tiny_config
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
@@ -31,9 +32,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder / "base_checkpoints"
 
 
-def torchrun(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
+def torchrun(arguments: list[str], restarts: int = 0, **environment: str) -> subprocess.Popen[str]:
     """Two processes on this machine; the rendezvous takes a free port."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [f"--max-restarts={restarts}"]
     return subprocess.Popen(
         [*command, "-m", "scripts.base_train", *arguments],
         stdout=subprocess.PIPE,
@@ -43,10 +45,10 @@ def torchrun(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def faulty(what: str, folder: Path, **changes: Any) -> subprocess.Popen[str]:
+def faulty(what: str, folder: Path, restarts: int = 0, **changes: Any) -> subprocess.Popen[str]:
     """Two processes of which the second has a fault (see ranks_gpt.py)."""
     config = tiny_config(gpt=str(Path(__file__).with_name("ranks_gpt.py")), total_batch_size=64, **changes)
-    return torchrun(flags(config), RANK_TEST=what, RANK_TEST_FOLDER=str(folder))
+    return torchrun(flags(config), restarts, RANK_TEST=what, RANK_TEST_FOLDER=str(folder))
 
 
 def weights(folder: Path) -> list[dict[str, torch.Tensor]]:
@@ -180,3 +182,40 @@ def test_a_signal_to_one_rank_stops_both(base: Path) -> None:
     os.kill(int(children.read_text().split()[1]), signal.SIGTERM)
     out, err = process.communicate(timeout=PATIENCE)
     assert f"stopped by SIGTERM at step {load_checkpoint(folder).step}" in out, err
+
+
+@pytest.mark.numerics
+def test_a_killed_process_costs_the_steps_since_the_last_checkpoint(base: Path, tmp_path: Path) -> None:
+    """Both are started again, go on from what they had written in pieces, and end as if nobody had died."""
+    changes: dict[str, Any] = {"save_every": 2, "eval_every": -1, "grad_clip": 0}
+    process = faulty("kill", tmp_path, restarts=1, model_tag="killed", shard=2, **changes)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    assert re.findall(r"going on at step (\d+)", out) in (["2"], ["4"])  # what was written by then
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        train(tiny_config(model_tag="unbroken", total_batch_size=64, **changes))
+    finally:
+        torch.set_num_threads(threads)
+    killed, unbroken = load_checkpoint(base / "killed"), load_checkpoint(base / "unbroken")
+    assert killed.step == unbroken.step == 8
+    for name in unbroken.model:
+        assert torch.equal(killed.model[name], unbroken.model[name]), name
+    # A gradient's length is a sum of squares, here of two sums; its root is off by half as much, in both.
+    terms = sum(tensor.numel() for tensor in unbroken.model.values())
+    for a, b in zip(records(base / "killed"), records(base / "unbroken"), strict=True):
+        assert a.pop("grad_norm") == pytest.approx(b.pop("grad_norm"), rel=sum_error(terms, torch.float32))
+        assert a == b
+    assert killed.meta["loader"] == unbroken.meta["loader"]
+
+
+def test_a_process_that_hangs_is_found_and_all_say_where_they_stand(base: Path, tmp_path: Path) -> None:
+    process = faulty("hang", tmp_path, model_tag="hanging", num_iterations=100_000, eval_every=-1)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode != 0
+    said = err.split("error: no process has moved for 540 s (--patience); process ")
+    places = {place[0]: place for place in said[1:]}
+    assert "in fall_asleep" in places["1"]
+    assert "in backward" in places["0"] or "in forward" in places["0"]
+    assert out.count("\nstep ") == 5

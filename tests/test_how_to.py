@@ -116,6 +116,7 @@ def test_a_command_can_be_given(command: Command, monkeypatch: pytest.MonkeyPatc
             "scripts/local_cpu_train.sh",
             "bash",
             "curl",
+            "sbatch",
         )
 
 
