@@ -327,7 +327,7 @@ def print0(*parts: object, end: str = "\n") -> None:
 
 def store_of_this_start(ranks: Ranks) -> Any:
     """torchrun's store, under a name that only the processes of this start know. All must call this."""
-    from torch.distributed import PrefixStore, TCPStore
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store: Any = TCPStore(*where, is_master=False, timeout=timedelta(minutes=15))
@@ -370,8 +370,9 @@ def init_ranks(device_type: str = "") -> Ranks:
     if not dist.is_initialized():
         cuda = device_type == "cuda" or (not device_type and torch.cuda.is_available())
         kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # the store is torchrun's own
-        store = store_of_this_start(ranks) if kept else None
-        about = {"store": store, "rank": ranks.rank, "world_size": ranks.world_size} if kept else {}
+        about: dict[str, Any] = {}
+        if kept:
+            about = {"store": store_of_this_start(ranks), "rank": ranks.rank, "world_size": ranks.world_size}
         dist.init_process_group("nccl" if cuda else "gloo", **about)
     return ranks
 

@@ -13,10 +13,10 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousTimeoutError
 
-    given = run.parse_args(sys.argv[1:])
+    given = run.parse_args(sys.argv[1:])  # type: ignore[no-untyped-call]
     place = f"--rdzv-endpoint={given.rdzv_endpoint}"
     try:
-        run.run(given)
+        run.run(given)  # type: ignore[no-untyped-call]
     except RendezvousConnectionError as error:
         raise UserError(
             f"nobody answers at {place}: name one of the machines, begin on that one as well, and let its"
