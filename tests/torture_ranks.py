@@ -33,7 +33,7 @@ def digest(held: Any) -> str:
     """A checksum of all tensors in a nest of dictionaries and lists."""
     parts = hashlib.sha256()
     if isinstance(held, torch.Tensor):
-        parts.update(held.contiguous().view(torch.uint8).numpy().tobytes())
+        parts.update(held.reshape(-1).view(torch.uint8).numpy().tobytes())
     elif isinstance(held, dict):
         parts.update("".join(f"{key} {digest(held[key])}" for key in held).encode())
     elif isinstance(held, list | tuple):
@@ -74,6 +74,15 @@ class Training:
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
             )
 
+    @property
+    def metrics(self) -> Path:
+        """What a line is added to with each step."""
+        return self.base / "base_checkpoints" / self.tag / "metrics.jsonl"
+
+    def lines(self) -> int:
+        """How many there are."""
+        return self.metrics.read_bytes().count(b"\n")
+
     def workers(self) -> set[int]:
         """The processes that torchrun has started."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
@@ -81,12 +90,12 @@ class Training:
 
     def wait_for_a_step(self, killed: set[int]) -> set[int]:
         """Until `ranks` processes, none of those, have taken a step; which they are. Empty at the end."""
-        metrics, began, workers = self.base / "base_checkpoints" / self.tag / "metrics.jsonl", 0.0, set[int]()
+        began, workers = 0.0, set[int]()
         while self.process.poll() is None:
             now = self.workers()
             if len(now) == self.ranks and not now & killed and now != workers:
                 workers, began = now, time.time()
-            if workers and metrics.exists() and metrics.stat().st_mtime > began:
+            if workers and self.metrics.exists() and self.metrics.stat().st_mtime > began:
                 return workers
             time.sleep(0.02)
         return set()
@@ -94,7 +103,10 @@ class Training:
     def kill(self, chance: random.Random) -> set[int]:
         """Kill one at a random moment, and note how long it takes until all take a step again."""
         workers = self.wait_for_a_step(set())
-        time.sleep(chance.uniform(0, 3))
+        until = self.lines() + chance.randint(0, 3 * SAVE_EVERY)
+        while self.lines() < until and self.process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(chance.uniform(0, 0.5))
         if self.process.poll() is not None or not workers:
             return set()
         rank = chance.randrange(self.ranks)
