@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -261,6 +261,8 @@ class Report:
     stderr: float
     tasks: tuple[TaskResult, ...]
     verdicts: tuple[Verdict, ...]
+    whole: bool = False  # whether the score may be called CORE
+    left_out: tuple[str, ...] = ()  # why, for each task of which no item fits
 
     def record(self) -> dict[str, Any]:
         """All but the verdicts, for JSON."""
@@ -273,14 +275,18 @@ class Report:
         }
 
 
+class NothingFits(UserError):
+    """Not one item of a task fits into the model's context."""
+
+
 def summarize(task: Task, verdicts: Sequence[Verdict]) -> TaskResult:
-    """One line of the table. Raises UserError if not one item could be asked."""
+    """One line of the table. Raises NothingFits if not one item could be asked."""
     credits = [verdict.credit for verdict in verdicts if verdict.credit is not None]
     if not credits:
         longest = max(max(verdict.scored) for verdict in verdicts)
-        raise UserError(
+        raise NothingFits(
             f"no item of {task.name} fits into the model's context: their answers have up to {longest:,} "
-            "tokens; train with a longer --max_seq_len, or leave the task out (--tasks of scripts.base_eval)"
+            "tokens; train with a longer --max_seq_len"
         )
     accuracy = sum(credits) / len(credits)
     scale = 1 - task.chance
@@ -313,17 +319,27 @@ def evaluate_core(
     """Ask all tasks, up to `most` items of each (below 1: all). All ranks must call this together.
 
     `watch(task, items of this rank)` returns what is told of progress; `said` is told each result.
+    Raises NothingFits if no item of any task fits.
     """
     ranks = ranks or Ranks()
     results: list[TaskResult] = []
     verdicts: list[Verdict] = []
+    left_out: list[str] = []
     for task in tasks.tasks:
         count = min(most, len(task.items)) if most > 0 else len(task.items)
         own = len(range(ranks.rank, count, ranks.world_size))
         judged = ask(subject, task, most, ranks, most_tokens, watch(task, own))
-        results.append(summarize(task, judged))
+        try:
+            results.append(summarize(task, judged))
+        except NothingFits as error:
+            left_out.append(str(error))
+            continue
         verdicts += judged
         said(results[-1])
+    if not results:
+        raise NothingFits(left_out[0])
+    fitting = {result.name for result in results}
+    asked = replace(tasks, tasks=tuple(task for task in tasks.tasks if task.name in fitting))
     score = sum(result.centered for result in results) / len(results)
     stderr = math.sqrt(sum(result.stderr**2 for result in results)) / len(results)
-    return Report(tasks.title, score, stderr, tuple(results), tuple(verdicts))
+    return Report(asked.title, score, stderr, tuple(results), tuple(verdicts), asked.whole, tuple(left_out))

@@ -117,7 +117,7 @@ class Score:
     def look(self, run: Seen) -> None:
         """Ask; say the score, or why there is none."""
         assert self.tasks is not None
-        step, name = run.progress.step, "core_metric" if self.tasks.whole else "core_subset"
+        step = run.progress.step
         try:
             run.core = core_score(run.config, run.model, run.tokenizer, self.tasks, run.place)
         except OtherFailed:
@@ -125,7 +125,9 @@ class Score:
         except UserError as error:
             run.say(f"Step {step:05d} | {self.tasks.title} metric: none, since {error}")
             return
-        run.say(f"Step {step:05d} | {run.core.title} metric: {run.core.score:.4f}")
+        why = "".join(f"; {reason}" for reason in run.core.left_out)
+        run.say(f"Step {step:05d} | {run.core.title} metric: {run.core.score:.4f}{why}")
+        name = "core_metric" if run.core.whole else "core_subset"
         run.log.write(step, **{name: run.core.score, f"{name}_stderr": run.core.stderr})
 
 

@@ -224,7 +224,7 @@ def main() -> None:
             lines = (json.dumps(asdict(verdict)) + "\n" for verdict in report.verdicts)
             write_atomically(Path(config.items), "".join(lines))
         score = f"{report.title}: {report.score:.4f} ± {report.stderr:.4f}"
-        print0(f"\n{tables(record)}\n{score}, kept in {path}")
+        print0("\n".join(["", tables(record), *report.left_out, f"{score}, kept in {path}"]))
     leave_ranks()
 
 

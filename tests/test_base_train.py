@@ -406,8 +406,11 @@ def test_core_is_asked_when_its_questions_are_here(
     assert [task.items + task.left_out for task in result.core.tasks] == [4, 4, 4]
     short = train(tiny_config(num_iterations=3, max_seq_len=4, device_batch_size=8, **flags))
     assert short.finished
-    assert short.core is None
-    assert f"{title} metric: none, since no item of" in capsys.readouterr().out
+    assert short.core is not None
+    assert (len(short.core.tasks), len(short.core.left_out)) == (1, 2)
+    out = capsys.readouterr().out
+    assert "CORE subset (1 of 22 tasks) metric: 0." in out
+    assert "; no item of copa fits into the model's context" in out
 
 
 def test_the_trace_shows_the_model_up_to_the_first_step(

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from nanochat.common import Ranks, UserError
 from nanochat.core_eval import (
+    NothingFits,
     RowScore,
     Subject,
     Verdict,
@@ -30,7 +31,7 @@ from nanochat.core_eval import (
     score_rows,
     summarize,
 )
-from nanochat.core_tasks import Item, Task, TaskSet, read_bundle, read_package
+from nanochat.core_tasks import CORE_TASKS, Item, Task, TaskSet, read_bundle, read_package
 from nanochat.normans_gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
 from tests.bounds import results_error
@@ -140,9 +141,22 @@ class TestByHand:
         result = summarize(made, verdicts)
         assert (result.items, result.of, result.left_out, result.accuracy) == (1, 2, 1, 1.0)
         with pytest.raises(
-            UserError, match=r"no item of made up fits .* up to 3 tokens; train with .* or leave the task"
+            NothingFits, match=r"no item of made up fits .* up to 3 tokens; train with a longer"
         ):
             summarize(made, verdicts[1:])
+
+    def test_a_task_of_which_nothing_fits_leaves_the_others_their_score(self) -> None:
+        fits, fits_not = ([("a", "b"), ("a", "c")], 0), ([("a", "b c b"), ("a", "c")], 0)
+        good = replace(task("multiple_choice", fits, fits), name="copa")
+        bad = replace(task("multiple_choice", fits_not), name="squad")
+        report = evaluate_core(by_hand(3), TaskSet("here", "", True, (good, bad)))
+        assert [each.name for each in report.tasks] == ["copa"]
+        assert (report.title, report.whole) == (f"CORE subset (1 of {len(CORE_TASKS)} tasks)", False)
+        assert report.score == report.tasks[0].centered
+        assert "squad" in report.record()["missing"]
+        assert [reason.split(" fits")[0] for reason in report.left_out] == ["no item of squad"]
+        with pytest.raises(NothingFits, match="no item of squad fits"):
+            evaluate_core(by_hand(3), TaskSet("here", "", True, (bad,)))
 
     def test_centering(self) -> None:
         items = [([("a", "b"), ("a", "c")], gold) for gold in (0, 0, 0, 1)]
