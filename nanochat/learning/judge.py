@@ -51,7 +51,7 @@ from nanochat.learning.steps import Step, step_named
 __all__ = ["Judge", "Verdict", "judge", "judge_here"]
 
 ALL_PROBES = {**PROBES, **SECOND_PROBES}
-SEARCH_LIMIT = 2.5  # seconds to spend on pairs of mistakes
+SEARCH_LIMIT = 2.5  # seconds on the processor to spend on pairs of mistakes
 MEMORY_LIMIT = 8 * 2**30  # bytes a worker may fill
 FILE_LIMIT = 2**28  # bytes of one file that a worker may write
 
@@ -338,22 +338,50 @@ def remember(book: Source, mistakes: tuple[Mistake, ...]) -> _Remembered:
 
 
 CHANCE = "chance-left-in"
+CHANGED = "what-was-given-is-changed"
+CUT = "right-numbers-wrong-gradient"
+ASSERTED = "refused-by-an-assert"
 NAMED_BY_ITSELF = {
     **RETURN_MISTAKES,
     CHANCE: "The same input gives another output the second time: something is drawn, as by a dropout.",
+    CHANGED: "What was given is changed in its place; it belongs to the caller. Make a new one.",
+    CUT: "The numbers are right, the gradient is not: on the way something is detached or not recorded.",
+    ASSERTED: "An assert refuses it. Python can leave asserts out, and callers expect a ValueError.",
 }
 
 
 def name_the_mistake(book: Source, step: Step, evidence: Evidence) -> tuple[Mistake, ...]:
     """The mistakes that show the same evidence: one, or several in different cases, or two made together."""
-    name = _name_by_itself(book, step, evidence)
+    name = _name_by_itself(book, step, evidence) or _name_of_refusals(book, step, evidence)
     if name:
         return (Mistake(step.id, name, NAMED_BY_ITSELF[name], ()),)
     known = mistakes_of(step.id)
     wrong = frozenset(_differing(book, step, evidence))
+    for loosely in (False, True):
+        chosen = _cover(book, step, evidence, wrong, loosely)
+        if chosen:
+            return chosen
+    name = _name_by_what_is_touched(book, step, evidence)
+    if name:
+        return (Mistake(step.id, name, NAMED_BY_ITSELF[name], ()),)
+    until = time.process_time() + SEARCH_LIMIT
+    for pair in combinations(known, 2):
+        if time.process_time() > until:
+            break
+        if pair[0].on == pair[1].on:
+            seen = _explains(book, step, evidence, wrong, pair, False)
+            if seen is not None and seen[0] == wrong:
+                return pair
+    return ()
+
+
+def _cover(
+    book: Source, step: Step, evidence: Evidence, wrong: frozenset[str], loosely: bool
+) -> tuple[Mistake, ...]:
+    """Listed mistakes that together explain every wrong case, or nothing."""
     found: list[tuple[frozenset[str], bool, Mistake]] = []
-    for mistake in known:
-        seen = _explains(book, step, evidence, wrong, (mistake,))
+    for mistake in mistakes_of(step.id):
+        seen = _explains(book, step, evidence, wrong, (mistake,), loosely)
         if seen is not None:
             found.append((*seen, mistake))
     found.sort(
@@ -364,17 +392,7 @@ def name_the_mistake(book: Source, step: Step, evidence: Evidence) -> tuple[Mist
         if cases & left and mistake.name not in {other.name for other in chosen}:
             chosen.append(mistake)
             left -= cases
-    if not left:
-        return tuple(chosen)
-    until = time.monotonic() + SEARCH_LIMIT
-    for pair in combinations(known, 2):
-        if time.monotonic() > until:
-            break
-        if pair[0].on == pair[1].on:
-            seen = _explains(book, step, evidence, wrong, pair)
-            if seen is not None and seen[0] == wrong:
-                return pair
-    return ()
+    return () if left else tuple(chosen)
 
 
 def _name_by_itself(book: Source, step: Step, evidence: Evidence) -> str:
@@ -387,6 +405,42 @@ def _name_by_itself(book: Source, step: Step, evidence: Evidence) -> str:
     return ""
 
 
+def _name_of_refusals(book: Source, step: Step, evidence: Evidence) -> str:
+    """Whether all that differs is that an assert refuses what a ValueError should."""
+    pairs = zip(expected_of(book, step.id), evidence, strict=True)
+    off = [(r, s) for (c, r), (_, s) in pairs if compare_case(c, r, s, step.tolerance) is not None]
+    asserted = [
+        isinstance(r, Raised) and isinstance(s, Raised) and s.type == "AssertionError" for r, s in off
+    ]
+    return ASSERTED if asserted and all(asserted) else ""
+
+
+def _name_by_what_is_touched(book: Source, step: Step, evidence: Evidence) -> str:
+    """The name of a mistake that shows in one way whatever the function computes."""
+    first, names = "", set[str]()
+    for (case, right), (_, seen) in zip(expected_of(book, step.id), evidence, strict=True):
+        if compare_case(case, right, seen, step.tolerance) is None:
+            continue
+        if isinstance(seen, Raised) or isinstance(right, Raised):
+            name = _name_of_exception(right, seen)
+            first = first or name
+            names.add(name)
+            continue
+        for what, value in right.items():
+            if what not in seen or compare(value, seen[what], step.tolerance) is not None:
+                gradient = what.startswith("the gradient by ") and step.id != "loss_and_gradients"
+                names.add(CHANGED if what.endswith("unchanged") else CUT if gradient else "")
+    if first == CHANGED and names <= {CUT, CHANGED}:
+        return CHANGED
+    return names.pop() if len(names) == 1 else ""
+
+
+def _name_of_exception(right: Seen, seen: Seen) -> str:
+    if not isinstance(seen, Raised):
+        return ""
+    return CHANGED if "is being used in an in-place operation" in seen.message else ""
+
+
 def _differing(book: Source, step: Step, evidence: Evidence) -> list[str]:
     """The cases in which the learner's function does not do what the book's does."""
     pairs = zip(expected_of(book, step.id), evidence, strict=True)
@@ -394,11 +448,17 @@ def _differing(book: Source, step: Step, evidence: Evidence) -> list[str]:
 
 
 def _explains(
-    book: Source, step: Step, evidence: Evidence, wrong: frozenset[str], mistakes: tuple[Mistake, ...]
+    book: Source,
+    step: Step,
+    evidence: Evidence,
+    wrong: frozenset[str],
+    mistakes: tuple[Mistake, ...],
+    loosely: bool,
 ) -> tuple[frozenset[str], bool] | None:
     """The cases in which a wrong model does what the learner's function does, and whether in the same words.
 
-    None if the wrong model is wrong anywhere in another way.
+    None if the wrong model is wrong anywhere in another way. loosely: all overflows are one, and where a few
+    cases are refused that should not be, it does not matter in which words.
     """
     cases, in_the_same_words, in_numbers = [], True, False
     try:
@@ -415,8 +475,10 @@ def _explains(
             if isinstance(mistaken, Raised) and isinstance(seen, Raised):
                 if mistaken.type != seen.type:
                     return None
-                in_the_same_words = in_the_same_words and gist(mistaken.message) == gist(seen.message)
-            elif compare_case(case, mistaken, seen, 5 * step.tolerance) is None:
+                refused = loosely and seen.type == "ValueError" and 2 * len(wrong) <= len(evidence)
+                same = gist(mistaken.message) == gist(seen.message)
+                in_the_same_words = in_the_same_words and (same or refused)
+            elif _show_the_same(case, mistaken, seen, 5 * step.tolerance, loosely):
                 in_numbers = True
             else:
                 return None
@@ -425,6 +487,25 @@ def _explains(
     if not in_the_same_words and not in_numbers:
         return None
     return frozenset(cases), in_the_same_words
+
+
+def _show_the_same(case: str, mistaken: Seen, seen: Seen, tolerance: float, loosely: bool) -> bool:
+    """Whether both are wrong in the same way. After an overflow it does not matter what follows from it.
+
+    One spelling gives infinity where another gives NaN, and the gradient of either is noise.
+    """
+    if loosely and not isinstance(mistaken, Raised) and not isinstance(seen, Raised):
+        for what, value in mistaken.items():
+            other = seen.get(what)
+            if _overflows(value) and _overflows(other):
+                return True
+            if what not in seen or compare(value, other, tolerance) is not None:
+                return False
+    return compare_case(case, mistaken, seen, tolerance) is None
+
+
+def _overflows(value: Any) -> bool:
+    return isinstance(value, float | Tensor) and not torch.as_tensor(value).isfinite().any()
 
 
 def gist(message: str) -> str:

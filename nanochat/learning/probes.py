@@ -99,6 +99,7 @@ RETURN_MISTAKES = {
     "a-numpy-array-returned": "A NumPy array is returned: it has left PyTorch and carries no gradient.",
     "a-list-returned": "All are made before the first is handed over; callers read as they are made.",
     "a-tensor-returned": "A tensor is returned where a plain number was wanted; it keeps its graph alive.",
+    "bytes-returned": "Bytes are returned where a list of numbers was wanted.",
     "a-function-returned": "A function is returned, not what it gives: it was not called.",
 }
 
@@ -178,6 +179,8 @@ def _name_of_return(step_id: str, value: Any) -> str:
         return "several-things-returned" if any(isinstance(one, Tensor) for one in value) else ""
     if isinstance(value, Tensor) and step_id == "step":
         return "a-tensor-returned"
+    if isinstance(value, bytes | bytearray):
+        return "bytes-returned"
     if step_id in NO_TENSORS:
         return ""
     if isinstance(value, bool | int | float):
@@ -254,12 +257,15 @@ def rotary_tables(T: int, D: int = 8, start: int = 0) -> tuple[Tensor, Tensor]:
 
 
 class ListCache:
-    """The smallest key-value cache: it appends, and refuses the shapes that the engine's cache refuses."""
+    """The smallest key-value cache: it appends, and refuses the shapes that the engine's cache refuses.
 
-    def __init__(self, heads: int = 2, rows: int = 2) -> None:
+    As there, the position moves on when layer `last` has stored its keys.
+    """
+
+    def __init__(self, heads: int = 2, rows: int = 2, last: int = 1) -> None:
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
         self.position = 0
-        self.heads, self.rows = heads, rows
+        self.heads, self.rows, self.last = heads, rows, last
 
     def get_pos(self) -> int:
         return self.position
@@ -275,6 +281,7 @@ class ListCache:
             old_k, old_v = self.kept[layer_idx]
             k, v = torch.cat((old_k, k), dim=2), torch.cat((old_v, v), dim=2)
         self.kept[layer_idx] = (k, v)
+        self.position += T if layer_idx == self.last else 0
         return k, v
 
 
@@ -313,7 +320,7 @@ def run_cached_layer(layer: nn.Module, pieces: tuple[int, ...], heads: int = 2) 
         start = cache.position
         y = layer(x, rotary_tables(T, start=start), cache)
         seen[f"the output of positions {start} to {start + T - 1}"] = y
-        cache.position += T
+        cache.position = start + T
     return {**seen, "the layer number given to the cache": str(sorted(cache.kept))}
 
 
@@ -630,7 +637,7 @@ def run_cached_gpt(m: ModuleType, pieces: tuple[int, ...]) -> dict[str, Any]:
         start = cache.position
         logits = model(ids(2, T, f"ids{start}"), kv_cache=cache)
         seen[f"the logits of positions {start} to {start + T - 1}"] = logits
-        cache.position += T
+        cache.position = start + T
     return {**seen, "the layers that used the cache": str(sorted(cache.kept))}
 
 
@@ -767,8 +774,14 @@ def probe_device(m: ModuleType) -> Iterator[Case]:
         place = str(answer) if isinstance(answer, str | torch.device) else "no device"
         return {"the kind of answer": kind, "the device": place}
 
+    def moved() -> dict[str, Any]:
+        model = m.GPT(configure(m))
+        model.get_device()
+        return {"the device after the move": str(model.to("meta").get_device())}
+
     for device in ("cpu", "meta"):
         yield Case(f"a model on {device}", partial(ask, device))
+    yield Case("a model that is asked, and moved to meta", moved)
 
 
 def probe_flops(m: ModuleType) -> Iterator[Case]:

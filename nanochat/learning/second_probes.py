@@ -3,6 +3,7 @@
 import contextlib
 import math
 import random
+import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,8 @@ from nanochat.learning.probes import NO_GRADIENT, SCORES, Case, Near, Probe, noi
 
 
 def probe_step(m: ModuleType) -> Iterator[Case]:
-    inputs, targets = torch.tensor([0, 1, 2, 1, 3, 1]), torch.tensor([1, 2, 1, 3, 1, 4])
+    given = (0, 1, 2, 1, 3, 1, 1), (1, 2, 1, 3, 1, 4, 2)  # of which "2 after 1" comes twice
+    inputs, targets = torch.tensor(given[0]), torch.tensor(given[1])
 
     def moved(rates: Sequence[float]) -> dict[str, Any]:
         table = noise(5, 5, name="table").double().requires_grad_()
@@ -38,8 +40,8 @@ def probe_step(m: ModuleType) -> Iterator[Case]:
         return {
             "whether the gradient is taken away": gone,
             "the kind of thing returned": type(loss).__name__,
-            "whether inputs and targets are unchanged": inputs.sum().item() == 8
-            and targets.sum().item() == 12,
+            "whether inputs and targets are unchanged": (inputs.tolist(), targets.tolist())
+            == tuple(map(list, given)),
         }
 
     yield Case("one step at rate 1", partial(moved, [1.0]))
@@ -66,6 +68,9 @@ def probe_merges(m: ModuleType) -> Iterator[Case]:
     yield Case("pairs that occur equally often", partial(learn, [b"zy", b"ba", b"yx", b"ab"], 4))
     yield Case("chunks that end as others begin", partial(learn, [b"ab", b"ba"] * 4 + [b"cd"] * 5, 2))
     yield Case("one byte again and again", partial(learn, [b"aaaaaaa", b"aaa"], 3))
+    yield Case("zzzz, which holds the pair zz three times", partial(learn, [b"zzzz", b"ab", b"ab"], 1))
+    often = [b"abc"] * 5 + [b"xyz"] * 3 + [b"mno"] * 4
+    yield Case("words that come three to five times", partial(learn, often, 5))
     yield Case("bytes above 127", partial(learn, ["größer größte".encode()], 5))
     yield Case("more merges than there are pairs", partial(learn, [b"abc"], 9))
     yield Case("no merge asked for", partial(learn, WORDS, 0))
@@ -89,6 +94,8 @@ def probe_encode(m: ModuleType) -> Iterator[Case]:
     yield Case("xyz, of which yz was learned before xy", partial(run, b"xyz"))
     yield Case("bcd, of which bc was learned before cd", partial(run, b"bcd"))
     yield Case("a merge that others make possible", partial(run, b"abcdd"))
+    longest = [(97, 98), (99, 100), (256, 99)]
+    yield Case("abcd, of which cd was learned before abc", partial(run, b"abcd", longest))
     yield Case("one merge at several places", partial(run, b"bcxbcbc"))
     yield Case("a pair that overlaps itself", partial(run, b"ddddd"))
     yield Case("bytes above 127", partial(run, "näher".encode()))
@@ -140,14 +147,18 @@ def probe_batches(m: ModuleType) -> Iterator[Case]:
     yield Case("documents without an end", lazily)
 
 
-class Widest(TorchFunctionMode):
-    """Notes the most rows that any tensor with V columns had, in whatever is computed meanwhile."""
+READY_MADE = {"cross_entropy", "cross_entropy_loss", "nll_loss", "nll_loss_nd"}
+
+
+class Watch(TorchFunctionMode):
+    """Notes the most rows that any tensor with V columns had, and whether PyTorch's losses were used."""
 
     def __init__(self, V: int) -> None:
         super().__init__()
-        self.V, self.rows = V, 0
+        self.V, self.rows, self.ready_made = V, 0, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ready_made |= getattr(func, "__name__", "") in READY_MADE
         out = func(*args, **(kwargs or {}))
         if isinstance(out, Tensor) and out.ndim == 2 and out.size(1) == self.V:
             self.rows = max(self.rows, out.size(0))
@@ -157,13 +168,14 @@ class Widest(TorchFunctionMode):
 def wanted(R: int, V: int, ignored: bool) -> Tensor:
     """Targets (R,), some of them -1."""
     targets = (noise(R, name="targets").abs() * 1000).long() % V
+    targets[2], targets[5] = 0, V - 1  # a target like any other
     if ignored:
         targets[1::3] = -1
     return targets
 
 
 def probe_cross_entropy(m: ModuleType) -> Iterator[Case]:
-    def run(size: float, ignored: bool, shift: float = 0.0) -> dict[str, Any]:
+    def run(size: float, ignored: bool, shift: float | Tensor = 0.0) -> dict[str, Any]:
         logits = (noise(10, 23, name="logits") * size + shift).requires_grad_()
         targets = wanted(10, 23, ignored)
         loss = m.cross_entropy(logits, targets)
@@ -175,12 +187,20 @@ def probe_cross_entropy(m: ModuleType) -> Iterator[Case]:
         same = torch.equal(targets, wanted(10, 23, ignored))
         return {**seen, "whether the targets are unchanged": same}
 
+    def by_hand() -> dict[str, Any]:
+        with Watch(23) as watch:
+            m.cross_entropy(noise(10, 23, name="logits"), wanted(10, 23, True))
+        return {"whether it does without PyTorch's own losses": not watch.ready_made}
+
     yield Case("a target in every row", partial(run, 2.0, False))
     yield Case("3 of 10 targets -1", partial(run, 2.0, True))
     yield Case("scores around 300", partial(run, 2.0, False, 300.0))
     yield Case("scores around -300", partial(run, 2.0, False, -300.0))
+    heights = -130.0 * (torch.arange(10) % 2)[:, None]
+    yield Case("rows by turns around 0 and -130", partial(run, 2.0, False, heights))
     yield Case("scores from -500 to 500", partial(run, 200.0, True))
     yield Case("all scores equal", partial(run, 0.0, False))
+    yield Case("a watch on what is used", by_hand)
 
 
 def probe_loss_and_gradients(m: ModuleType) -> Iterator[Case]:
@@ -198,11 +218,19 @@ def probe_loss_and_gradients(m: ModuleType) -> Iterator[Case]:
         }
 
     def held(rows: int) -> dict[str, Any]:
-        with Widest(23) as widest:
-            m.loss_and_gradients(
-                noise(10, 2, name="x"), noise(23, 2, name="weight"), wanted(10, 23, False), 5.0, rows
-            )
-        return {f"whether at most {rows} rows of logits are held at a time": widest.rows <= rows}
+        saved: list[Tensor] = []
+        x, weight = noise(10, 2, name="x"), noise(23, 2, name="weight")
+
+        def keep(t: Tensor) -> Tensor:
+            saved.append(t)
+            return t
+
+        with Watch(23) as watch, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            m.loss_and_gradients(x, weight, wanted(10, 23, False), 5.0, rows)
+        return {
+            f"whether at most {rows} rows of logits are held at a time": watch.rows <= rows,
+            "whether autograd takes no part": not saved,
+        }
 
     yield Case("all rows in one chunk", partial(run, 10, False))
     yield Case("all rows in one chunk, some targets -1", partial(run, 10, True))
@@ -261,6 +289,9 @@ def probe_orthogonalize(m: ModuleType) -> Iterator[Case]:
         x = m.orthogonalize(noise(1, 4, 4, name="g"), 5, torch.bfloat16)
         return {"the dtype": str(x.dtype), "the result": Near(x.float(), 0.1)}
 
+    def fastest() -> dict[str, Any]:
+        return {"the dtype": str(m.orthogonalize(noise(1, 3, 4, name="g").double(), 1).dtype)}
+
     def mixed() -> dict[str, Any]:
         g = noise(3, 4, 6, name="g")
         g[1] *= 100
@@ -276,6 +307,7 @@ def probe_orthogonalize(m: ModuleType) -> Iterator[Case]:
     yield Case("three matrices, one of them large", mixed)
     yield Case("zeros", lambda: {"the result": m.orthogonalize(torch.zeros(1, 3, 4), 5, torch.float32)})
     yield Case("bfloat16 asked for", narrow)
+    yield Case("float64, and no format asked for", fastest)
 
 
 SHAPES = ((4, 4), (8, 4), (4, 8), (4, 4), (6, 2))
@@ -314,7 +346,7 @@ def probe_muon(m: ModuleType) -> Iterator[Case]:
 
     def groups() -> dict[str, Any]:
         ps = muon_parameters()
-        both = [{"params": ps[:2]}, {"params": ps[2:], "lr": 0.02, "momentum": 0.5}]
+        both = [{"params": ps[:2], "lr": 0.05}, {"params": ps[2:], "lr": 0.02, "momentum": 0.5}]
         optimizer = m.Muon(both, lr=0.1, ns_dtype=torch.float32)
         for turn in range(2):
             give_gradients(ps, turn)
@@ -335,6 +367,7 @@ def probe_muon(m: ModuleType) -> Iterator[Case]:
         return {
             "the one without a gradient": ps[1],
             "another": ps[0],
+            "the last one": ps[-1],
             "whether gradients are unchanged": same,
         }
 
@@ -418,11 +451,36 @@ def probe_accumulation(m: ModuleType) -> Iterator[Case]:
         m.accumulate_gradients(Watched(), pairs([]), 3, Guard)
         return {"forward passes under autocast": str(Guard.passes)}
 
+    def parts() -> dict[str, Any]:
+        """Where a step is, whenever the model is asked and whenever a gradient has come."""
+        inside, seen = [""], list[str]()
+
+        @contextlib.contextmanager
+        def part(name: str) -> Iterator[None]:
+            inside.append(name)
+            yield
+            inside.pop()
+
+        class Watched(Squares):
+            def forward(self, x: Tensor, y: Tensor) -> Tensor:
+                seen.append(f"forward in {inside[-1] or 'no part'}")
+                return super().forward(x, y)
+
+        model = Watched()
+
+        def note(_: Tensor) -> None:
+            seen.append(f"backward in {inside[-1] or 'no part'}")
+
+        model.w.register_hook(note)  # type: ignore[no-untyped-call]
+        m.accumulate_gradients(model, pairs([]), 2, part=part)
+        return {"the parts": ", ".join(seen)}
+
     yield Case("one batch", partial(run, 1))
     yield Case("three batches", partial(run, 3))
     yield Case("eight batches", partial(run, 8))
     yield Case("a gradient that is there already", partial(run, 2, before=True))
     yield Case("autocast", entered)
+    yield Case("a watch on the parts", parts)
 
 
 LENGTHS = torch.tensor([1, 1, 3, 2, 5, 0])  # bytes of six tokens; the last stands for no text
@@ -482,8 +540,18 @@ def probe_sample_next(m: ModuleType) -> Iterator[Case]:
         }
 
     def kept(k: int, scores: Tensor = SCORES) -> dict[str, Any]:
-        chosen = m.sample_next(scores.repeat(400, 1), generators_of(400), temperature=2.0, top_k=k)
-        return {"the tokens that ever come": str(sorted(set(chosen.flatten().tolist())))}
+        logits = scores.repeat(400, 1)
+        chosen = m.sample_next(logits, generators_of(400), temperature=2.0, top_k=k)
+        return {
+            "the tokens that ever come": str(sorted(set(chosen.flatten().tolist()))),
+            "whether the logits are unchanged": torch.equal(logits, scores.repeat(400, 1)),
+        }
+
+    def apart() -> dict[str, Any]:
+        """Two kinds of rows, of which one has a likeliest that is below all of the other."""
+        logits = torch.stack([SCORES, SCORES.flip(0) - 20]).repeat(200, 1)
+        chosen = m.sample_next(logits, generators_of(400), temperature=2.0, top_k=2).flatten()
+        return {f"the tokens of row {i}": str(sorted(set(chosen[i::2].tolist()))) for i in (0, 1)}
 
     def greedy() -> dict[str, Any]:
         logits = torch.stack([SCORES, SCORES.flip(0), torch.zeros(8)])
@@ -523,6 +591,7 @@ def probe_sample_next(m: ModuleType) -> Iterator[Case]:
     yield Case("temperature 0", greedy)
     yield Case("top_k 3", partial(kept, 3))
     yield Case("top_k 1", partial(kept, 1))
+    yield Case("top_k 2 in two kinds of rows", apart)
     yield Case("top_k 2 where three tie", partial(kept, 2, torch.tensor([1.0, 3.0, 3.0, 0.0, 3.0])))
     yield Case("top_k 100 of 8 tokens", partial(shares, 800, top_k=100))
     yield Case("six rows with six generators", chance)
@@ -571,12 +640,21 @@ def probe_insert(m: ModuleType) -> Iterator[Case]:
         got = cache(filled=False).insert_kv(0, k, v.bfloat16())
         return {"the dtypes": f"{got[0].dtype} and {got[1].dtype}"}
 
-    def refused(*shape: int) -> dict[str, Any]:
+    def refused(*shape: int, of_values: tuple[int, ...] = ()) -> dict[str, Any]:
         made = cache()
         made.insert_kv(0, *numbers(2, "a"))
         made.insert_kv(1, *numbers(2, "b"))
-        made.insert_kv(0, noise(*shape, name="k"), noise(*shape, name="v"))
+        made.insert_kv(0, noise(*shape, name="k"), noise(*(of_values or shape), name="v"))
         return {"what happens": "nothing is refused"}
+
+    def left() -> dict[str, Any]:
+        made = cache()
+        for layer in range(2):
+            made.insert_kv(layer, *numbers(4, f"old {layer}"))
+        before = made.store.clone()
+        with contextlib.suppress(ValueError, AssertionError):
+            made.insert_kv(0, *numbers(8, "too many"))
+        return {"whether the memory is unchanged": torch.equal(made.store, before)}
 
     yield Case("a prompt of 3 positions", partial(insert, (3,)))
     yield Case("3 positions, 2 more, and 1", partial(insert, (3, 2, 1)))
@@ -586,8 +664,10 @@ def probe_insert(m: ModuleType) -> Iterator[Case]:
     yield Case("a look at the memory", viewed)
     yield Case("keys in float32 and values in bfloat16", formats)
     yield Case("8 positions where 7 have room", partial(refused, 2, 3, 8, 4))
+    yield Case("8 positions where 5 have room, and what that leaves", left)
     yield Case("another number of heads", partial(refused, 2, 1, 1, 4))
     yield Case("another number of rows", partial(refused, 1, 3, 1, 4))
+    yield Case("values of one head", partial(refused, 2, 3, 1, 4, of_values=(2, 1, 1, 4)))
 
 
 def two_optimizers(m: ModuleType) -> tuple[nn.Linear, list[torch.optim.Optimizer]]:
@@ -595,6 +675,7 @@ def two_optimizers(m: ModuleType) -> tuple[nn.Linear, list[torch.optim.Optimizer
     with torch.no_grad():
         model.weight.copy_(noise(3, 4, name="weight"))
         model.bias.zero_()
+    model.register_buffer("scale", torch.ones(()))
     # The first step of PyTorch's own optimizers imports its compiler, which takes longer than all the rest.
     return model, [m.AdamW([model.weight], lr=0.1), m.AdamW([model.bias], lr=0.05)]
 
@@ -612,6 +693,8 @@ def probe_save(m: ModuleType) -> Iterator[Case]:
             path = folder / "run.pt"
             model, optimizers = two_optimizers(m)
             train_a_little(model, optimizers, 3)
+            optimizers[0].param_groups[0]["lr"] = 0.03  # as a schedule does
+            model.get_buffer("scale").fill_(2.0)
             m.save(path, model, optimizers, 3)
             train_a_little(model, optimizers, 4)
             other, others = two_optimizers(m)
@@ -623,6 +706,7 @@ def probe_save(m: ModuleType) -> Iterator[Case]:
             "the step that comes back": str(step),
             "how far the weights are from those of a run that was not stopped": (other.weight - model.weight),
             "how far the biases are": (other.bias - model.bias),
+            "the buffer": other.get_buffer("scale"),
             "the files in the folder": left,
         }
 
@@ -631,12 +715,21 @@ def probe_save(m: ModuleType) -> Iterator[Case]:
             path = folder / "run.pt"
             model, optimizers = two_optimizers(m)
             m.save(path, model, optimizers, 1)
-            train_a_little(model, optimizers, 2)
-            m.save(path, model, optimizers, 3)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+                (Path(aside) / "older").hardlink_to(path)
+                older = path.read_bytes()
+                train_a_little(model, optimizers, 2)
+                m.save(path, model, optimizers, 3)
+                replaced = (Path(aside) / "older").read_bytes() == older
             other, others = two_optimizers(m)
             step = m.resume(path, other, others)
             left = ", ".join(sorted(p.name for p in folder.iterdir()))
-        return {"the step": str(step), "the weights": other.weight - model.weight, "the files": left}
+        return {
+            "the step": str(step),
+            "the weights": other.weight - model.weight,
+            "the files": left,
+            "whether the older file was replaced, not written over": replaced,
+        }
 
     def cut_short() -> dict[str, Any]:
         def half(what: Any, where: Any, *rest: Any, **named: Any) -> None:

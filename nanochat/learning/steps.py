@@ -583,8 +583,9 @@ OPTIMIZERS_AND_AFTER = (
             "backward() adds to what is there. What must each loss be divided by, so that the sum is a mean?",
             "Take only as many batches as are asked for. What is returned is a number to be printed, so it "
             "keeps no graph alive.",
-            "begin a total of zero, on the model's device\nso many times: the next batch; the model's loss; "
-            "go backward from its share; add its share, detached\nreturn the total",
+            "begin a total of zero, on the model's device\nso many times: the next batch; in the part "
+            "forward and under autocast, the model's loss; in the part backward, go backward from its share; "
+            "add its share, detached\nreturn the total",
         ),
     ),
     Step(

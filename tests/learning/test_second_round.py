@@ -294,9 +294,11 @@ def accumulate_gradients(model, batches, count, autocast=nullcontext, part=nullc
     losses = []
     for n in range(count):
         x, y = next(batches)
-        with autocast():
-            loss = model(x, y) / count
-        loss.backward()
+        with part("forward"):
+            with autocast():
+                loss = model(x, y) / count
+        with part("backward"):
+            loss.backward()
         losses.append(loss.detach())
     return torch.stack(losses).sum()
 """,
