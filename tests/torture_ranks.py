@@ -35,7 +35,8 @@ def digest(held: Any) -> str:
     if isinstance(held, torch.Tensor):
         parts.update(held.reshape(-1).view(torch.uint8).numpy().tobytes())
     elif isinstance(held, dict):
-        parts.update("".join(f"{key} {digest(held[key])}" for key in held).encode())
+        order = sorted(held, key=str)  # what was in pieces is read in the order in which the pieces are told
+        parts.update("".join(f"{key} {digest(held[key])}" for key in order).encode())
     elif isinstance(held, list | tuple):
         parts.update("".join(map(digest, held)).encode())
     else:
