@@ -28,11 +28,12 @@ def join(ids: Sequence[int], pair: Pair, new: int) -> list[int]:
 
 
 def learn_merges(chunks: Iterable[bytes], count: int) -> list[Pair]:
-    """The pairs to join, at most `count`, each the most frequent when it is chosen; merge n makes 256 + n.
+    """The pairs to join, at most `count`, each the most frequent when it is chosen; the first makes 256.
 
-    A pair is counted at every place within a chunk where its tokens are neighbours. Of equally frequent pairs
-    the one with the smaller numbers is chosen. There are fewer merges where no pair is left.
-    Source: Sennrich et al., arXiv 1508.07909.
+    A pair is counted at every place within a chunk where its tokens are neighbours: aaa has aa twice. Of
+    equally frequent pairs the first in the order of tuples is chosen. There are fewer merges where no pair is
+    left, not even one that occurs once. Source: Sennrich et al., arXiv 1508.07909, without its sign for the
+    end of a word.
     """
     sequences = [(list(chunk), times) for chunk, times in Counter(chunks).items()]
     merges: list[Pair] = []
@@ -50,7 +51,10 @@ def learn_merges(chunks: Iterable[bytes], count: int) -> list[Pair]:
 
 
 def encode(chunk: bytes, merges: Sequence[Pair]) -> list[int]:
-    """The tokens of a chunk: its bytes, joined by the merges, those that were learned first before others."""
+    """The tokens of a chunk of any length: its bytes, joined by the merges, first by those learned first.
+
+    Each merge is made wherever its pair stands, from left to right.
+    """
     order = {pair: n for n, pair in enumerate(merges)}
     ids = list(chunk)
     while known := [pair for pair in pairwise(ids) if pair in order]:
