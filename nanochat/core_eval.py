@@ -342,4 +342,12 @@ def evaluate_core(
     asked = replace(tasks, tasks=tuple(task for task in tasks.tasks if task.name in fitting))
     score = sum(result.centered for result in results) / len(results)
     stderr = math.sqrt(sum(result.stderr**2 for result in results)) / len(results)
-    return Report(asked.title, score, stderr, tuple(results), tuple(verdicts), asked.whole, tuple(left_out))
+    return Report(
+        title=asked.title,
+        score=score,
+        stderr=stderr,
+        tasks=tuple(results),
+        verdicts=tuple(verdicts),
+        whole=asked.whole,
+        left_out=tuple(left_out),
+    )

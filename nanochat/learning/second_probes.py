@@ -414,17 +414,43 @@ class Squares(nn.Module):
         return (x @ self.w - y).square().mean()
 
 
-def probe_accumulation(m: ModuleType) -> Iterator[Case]:
-    def pairs(taken: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        for n in range(12):
-            taken.append(n)
-            yield noise(4, 5, name=f"x{n}"), noise(4, name=f"y{n}")
+def pairs_of_numbers(taken: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    for n in range(12):
+        taken.append(n)
+        yield noise(4, 5, name=f"x{n}"), noise(4, name=f"y{n}")
 
+
+def parts_of_a_step(m: ModuleType) -> dict[str, Any]:
+    """Where a step is, whenever the model is asked and whenever a gradient has come."""
+    inside, seen = [""], list[str]()
+
+    @contextlib.contextmanager
+    def part(name: str) -> Iterator[None]:
+        inside.append(name)
+        yield
+        inside.pop()
+
+    class Watched(Squares):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            seen.append(f"forward in {inside[-1] or 'no part'}")
+            return super().forward(x, y)
+
+    model = Watched()
+
+    def note(_: Tensor) -> None:
+        seen.append(f"backward in {inside[-1] or 'no part'}")
+
+    model.w.register_hook(note)  # type: ignore[no-untyped-call]
+    m.accumulate_gradients(model, pairs_of_numbers([]), 2, part=part)
+    return {"the parts": ", ".join(seen)}
+
+
+def probe_accumulation(m: ModuleType) -> Iterator[Case]:
     def run(count: int, before: bool = False) -> dict[str, Any]:
         model, taken = Squares(), list[int]()
         if before:
             model.w.grad = noise(5, name="earlier")
-        loss = m.accumulate_gradients(model, pairs(taken), count)
+        loss = m.accumulate_gradients(model, pairs_of_numbers(taken), count)
         return {
             "the gradient": NO_GRADIENT if model.w.grad is None else model.w.grad,
             "the loss": loss,
@@ -448,39 +474,15 @@ def probe_accumulation(m: ModuleType) -> Iterator[Case]:
                 Guard.passes += Guard.depth
                 return super().forward(x, y)
 
-        m.accumulate_gradients(Watched(), pairs([]), 3, Guard)
+        m.accumulate_gradients(Watched(), pairs_of_numbers([]), 3, Guard)
         return {"forward passes under autocast": str(Guard.passes)}
-
-    def parts() -> dict[str, Any]:
-        """Where a step is, whenever the model is asked and whenever a gradient has come."""
-        inside, seen = [""], list[str]()
-
-        @contextlib.contextmanager
-        def part(name: str) -> Iterator[None]:
-            inside.append(name)
-            yield
-            inside.pop()
-
-        class Watched(Squares):
-            def forward(self, x: Tensor, y: Tensor) -> Tensor:
-                seen.append(f"forward in {inside[-1] or 'no part'}")
-                return super().forward(x, y)
-
-        model = Watched()
-
-        def note(_: Tensor) -> None:
-            seen.append(f"backward in {inside[-1] or 'no part'}")
-
-        model.w.register_hook(note)  # type: ignore[no-untyped-call]
-        m.accumulate_gradients(model, pairs([]), 2, part=part)
-        return {"the parts": ", ".join(seen)}
 
     yield Case("one batch", partial(run, 1))
     yield Case("three batches", partial(run, 3))
     yield Case("eight batches", partial(run, 8))
     yield Case("a gradient that is there already", partial(run, 2, before=True))
     yield Case("autocast", entered)
-    yield Case("a watch on the parts", parts)
+    yield Case("a watch on the parts", partial(parts_of_a_step, m))
 
 
 LENGTHS = torch.tensor([1, 1, 3, 2, 5, 0])  # bytes of six tokens; the last stands for no text
@@ -529,6 +531,25 @@ def generators_of(n: int, seed: int = 1) -> list[random.Random]:
     return [random.Random(seed + i) for i in range(n)]
 
 
+def draws_of_six_rows(m: ModuleType) -> dict[str, Any]:
+    logits = noise(6, 8, name="rows")
+    generators = generators_of(6)
+    torch.manual_seed(3)
+    random.seed(3)
+    states, torchs, pythons = [r.getstate() for r in generators], torch.get_rng_state(), random.getstate()
+    first = m.sample_next(logits, generators)
+    moved = [state != rng.getstate() for state, rng in zip(states, generators, strict=True)]
+    quiet = torch.equal(torchs, torch.get_rng_state()), pythons == random.getstate()
+    alone = [m.sample_next(logits[i : i + 1], [random.Random(1 + i)]).item() for i in range(6)]
+    return {
+        "whether each row draws from its own generator": all(moved),
+        "whether a row alone gets the same token": first.flatten().tolist() == alone,
+        "whether torch's own random state is left alone": quiet[0],
+        "whether Python's own random state is left alone": quiet[1],
+        "whether the logits are unchanged": torch.equal(logits, noise(6, 8, name="rows")),
+    }
+
+
 def probe_sample_next(m: ModuleType) -> Iterator[Case]:
     def shares(n: int, **named: Any) -> dict[str, Any]:
         chosen = m.sample_next(SCORES.repeat(n, 1), generators_of(n), **named)
@@ -563,24 +584,6 @@ def probe_sample_next(m: ModuleType) -> Iterator[Case]:
             "whether nothing was drawn": states == [rng.getstate() for rng in generators],
         }
 
-    def chance() -> dict[str, Any]:
-        logits = noise(6, 8, name="rows")
-        generators = generators_of(6)
-        torch.manual_seed(3)
-        random.seed(3)
-        states, torchs, pythons = [r.getstate() for r in generators], torch.get_rng_state(), random.getstate()
-        first = m.sample_next(logits, generators)
-        moved = [state != rng.getstate() for state, rng in zip(states, generators, strict=True)]
-        quiet = torch.equal(torchs, torch.get_rng_state()), pythons == random.getstate()
-        alone = [m.sample_next(logits[i : i + 1], [random.Random(1 + i)]).item() for i in range(6)]
-        return {
-            "whether each row draws from its own generator": all(moved),
-            "whether a row alone gets the same token": first.flatten().tolist() == alone,
-            "whether torch's own random state is left alone": quiet[0],
-            "whether Python's own random state is left alone": quiet[1],
-            "whether the logits are unchanged": torch.equal(logits, noise(6, 8, name="rows")),
-        }
-
     def refused(scores: Tensor = SCORES, **named: Any) -> dict[str, Any]:
         m.sample_next(scores[None], generators_of(1), **named)
         return {"what happens": "nothing is refused"}
@@ -594,66 +597,68 @@ def probe_sample_next(m: ModuleType) -> Iterator[Case]:
     yield Case("top_k 2 in two kinds of rows", apart)
     yield Case("top_k 2 where three tie", partial(kept, 2, torch.tensor([1.0, 3.0, 3.0, 0.0, 3.0])))
     yield Case("top_k 100 of 8 tokens", partial(shares, 800, top_k=100))
-    yield Case("six rows with six generators", chance)
+    yield Case("six rows with six generators", partial(draws_of_six_rows, m))
     for temperature in (-1.0, math.inf):
         yield Case(f"temperature {temperature}", partial(refused, temperature=temperature))
     yield Case("top_k 0", partial(refused, top_k=0))
     yield Case("scores that are NaN", partial(refused, torch.full((8,), math.nan)))
 
 
+def cache_of(m: ModuleType, filled: bool = True) -> Any:
+    made = m.KVCache(batch_size=2, num_heads=3, seq_len=9, head_dim=4, num_layers=2)
+    if filled:
+        made.store = torch.full((2, 2, 2, 3, 9, 4), 7.0)  # what a fresh memory holds: anything
+    return made
+
+
+def keys_and_values(T: int, name: str) -> tuple[Tensor, Tensor]:
+    return noise(2, 3, T, 4, name=f"k {name}"), noise(2, 3, T, 4, name=f"v {name}")
+
+
 def probe_insert(m: ModuleType) -> Iterator[Case]:
-    def cache(filled: bool = True) -> Any:
-        made = m.KVCache(batch_size=2, num_heads=3, seq_len=9, head_dim=4, num_layers=2)
-        if filled:
-            made.store = torch.full((2, 2, 2, 3, 9, 4), 7.0)  # what a fresh memory holds: anything
-        return made
-
-    def numbers(T: int, name: str) -> tuple[Tensor, Tensor]:
-        return noise(2, 3, T, 4, name=f"k {name}"), noise(2, 3, T, 4, name=f"v {name}")
-
     def insert(pieces: Sequence[int]) -> dict[str, Any]:
-        made, seen = cache(), dict[str, Any]()
+        made, seen = cache_of(m), dict[str, Any]()
         for n, T in enumerate(pieces):
             for layer in range(2):
-                k, v = made.insert_kv(layer, *numbers(T, f"{n} {layer}"))
+                k, v = made.insert_kv(layer, *keys_and_values(T, f"{n} {layer}"))
                 seen[f"the keys of layer {layer} after insertion {n}"] = k
                 seen[f"the values of layer {layer} after insertion {n}"] = v
                 seen[f"the position after layer {layer} of insertion {n}"] = str(made.get_pos())
         return seen
 
     def again() -> dict[str, Any]:
-        made = cache()
+        made = cache_of(m)
         for layer in range(2):
-            made.insert_kv(layer, *numbers(4, f"old {layer}"))
+            made.insert_kv(layer, *keys_and_values(4, f"old {layer}"))
         made.reset()
-        k, v = made.insert_kv(0, *numbers(2, "new"))
+        k, v = made.insert_kv(0, *keys_and_values(2, "new"))
         return {"the keys": k, "the values": v}
 
     def viewed() -> dict[str, Any]:
-        made = cache(filled=False)
-        k, _ = made.insert_kv(0, *numbers(3, "a"))
+        made = cache_of(m, filled=False)
+        k, _ = made.insert_kv(0, *keys_and_values(3, "a"))
         where = made.store.untyped_storage().data_ptr() if made.store is not None else 0
         return {"whether the memory itself is returned, not a copy": k.untyped_storage().data_ptr() == where}
 
     def formats() -> dict[str, Any]:
-        k, v = numbers(2, "f")
-        got = cache(filled=False).insert_kv(0, k, v.bfloat16())
+        k, v = keys_and_values(2, "f")
+        got = cache_of(m, filled=False).insert_kv(0, k, v.bfloat16())
         return {"the dtypes": f"{got[0].dtype} and {got[1].dtype}"}
 
     def refused(*shape: int, of_values: tuple[int, ...] = ()) -> dict[str, Any]:
-        made = cache()
-        made.insert_kv(0, *numbers(2, "a"))
-        made.insert_kv(1, *numbers(2, "b"))
+        made = cache_of(m)
+        made.insert_kv(0, *keys_and_values(2, "a"))
+        made.insert_kv(1, *keys_and_values(2, "b"))
         made.insert_kv(0, noise(*shape, name="k"), noise(*(of_values or shape), name="v"))
         return {"what happens": "nothing is refused"}
 
     def left() -> dict[str, Any]:
-        made = cache()
+        made = cache_of(m)
         for layer in range(2):
-            made.insert_kv(layer, *numbers(4, f"old {layer}"))
+            made.insert_kv(layer, *keys_and_values(4, f"old {layer}"))
         before = made.store.clone()
         with contextlib.suppress(ValueError, AssertionError):
-            made.insert_kv(0, *numbers(8, "too many"))
+            made.insert_kv(0, *keys_and_values(8, "too many"))
         return {"whether the memory is unchanged": torch.equal(made.store, before)}
 
     yield Case("a prompt of 3 positions", partial(insert, (3,)))
@@ -685,6 +690,14 @@ def train_a_little(model: nn.Linear, optimizers: Sequence[torch.optim.Optimizer]
         loss = (model(torch.randn(5, 4)) - 1).square().mean()
         torch.autograd.backward(loss)
         _move(model, optimizers)
+
+
+def write_half(what: Any, where: Any, *rest: Any, **named: Any) -> None:
+    if hasattr(where, "write"):
+        where.write(b"half of a file")
+    else:
+        Path(where).write_bytes(b"half of a file")
+    raise OSError("the plug is pulled")
 
 
 def probe_save(m: ModuleType) -> Iterator[Case]:
@@ -732,19 +745,12 @@ def probe_save(m: ModuleType) -> Iterator[Case]:
         }
 
     def cut_short() -> dict[str, Any]:
-        def half(what: Any, where: Any, *rest: Any, **named: Any) -> None:
-            if hasattr(where, "write"):
-                where.write(b"half of a file")
-            else:
-                Path(where).write_bytes(b"half of a file")
-            raise OSError("the plug is pulled")
-
         with folder_to_write_in() as folder:
             path = folder / "run.pt"
             model, optimizers = two_optimizers(m)
             m.save(path, model, optimizers, 1)
             before = path.read_bytes()
-            with patch("torch.save", half), contextlib.suppress(OSError):
+            with patch("torch.save", write_half), contextlib.suppress(OSError):
                 m.save(path, model, optimizers, 2)
             kept = path.read_bytes() if path.exists() else None
         return {"the older file": "whole" if kept == before else "gone" if kept is None else "damaged"}
