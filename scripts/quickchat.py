@@ -13,7 +13,7 @@ from nanochat.flags import flag, parse_flags
 from nanochat.talk_training import newest
 
 TERMINAL = "scripts.chat_cli"
-MID_SHARE = 0.08  # of the time
+MID_SHARE = 0.12  # of the time
 EXAMINATION = 45.0  # seconds that are left for asking
 MOST_STEPS = 4000  # of fine-tuning; before that the clock ends it, but on a fast machine
 

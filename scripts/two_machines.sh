@@ -5,7 +5,8 @@
 # Both machines have to see the same $NANOCHAT_BASE_DIR.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-first=$1 name=$2
+usage="bash scripts/two_machines.sh ADDRESS NAME [flags]: the address of one of the two, and the run's name"
+first=${1:?$usage} name=${2:?$usage}
 shift 2
 exec .venv/bin/python -m scripts.several --nnodes=2 --nproc-per-node="${PROCESSES:-gpu}" \
     --rdzv-backend=c10d --rdzv-endpoint="$first:${PORT:-29400}" --rdzv-id="$name" \

@@ -13,11 +13,11 @@ from tasks.task import Example, Mixture, Task, held_back
 __all__ = ["WEIGHTS", "Example", "Mixture", "Task", "all_tasks", "held_back", "usual_mixture"]
 
 WEIGHTS = {
-    "arithmetic": 0.09,
-    "letters": 0.28,
-    "spelling": 0.51,
+    "arithmetic": 0.12,
+    "letters": 0.30,
+    "spelling": 0.45,
     "identity": 0.05,
-    "speeches": 0.04,
+    "speeches": 0.05,
     "small talk": 0.03,
 }
 

@@ -220,7 +220,7 @@ def test_make_chat_does_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None
     assert [program for program, *_ in done] == [
         f"scripts.{name}" for name in ("quickstart", "mid_train", "chat_sft", "chat_eval", "chat_cli")
     ]
-    assert done[1][1:] == ("--base=d2", "--time_limit=8")
+    assert done[1][1:] == ("--base=d2", "--time_limit=12")
     base, limit, steps = done[2][1:]
     assert (base, steps) == ("--base=d2-mid", f"--num_iterations={quickchat.MOST_STEPS}")
     assert 20 <= int(limit.removeprefix("--time_limit=")) <= 55
@@ -230,4 +230,4 @@ def test_make_chat_does_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None
     runs["base"] = "d3"
     done.clear()
     quickchat.main()
-    assert done[0] == ("scripts.mid_train", "--base=d3", "--time_limit=8"), "another base model is newer"
+    assert done[0] == ("scripts.mid_train", "--base=d3", "--time_limit=12"), "another base model is newer"

@@ -48,6 +48,13 @@ def test_two_agents_meet_and_train_one_model(tmp_path: Path) -> None:
         assert load_checkpoint(tmp_path / "base_checkpoints" / "both").step == 2
 
 
+def test_the_script_for_two_machines_says_what_it_wants() -> None:
+    command = ["bash", str(ROOT / "scripts/two_machines.sh"), "10.0.0.1"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode != 0
+    assert "two_machines.sh ADDRESS NAME [flags]" in ended.stderr
+
+
 @pytest.mark.parametrize(
     ("error", "wanted"),
     [
